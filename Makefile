@@ -1,0 +1,60 @@
+# mlad: see `make help`. Objects of a variant live in build/, build/asan/, build/tsan/.
+
+CC      ?= gcc
+BUILD   ?= build
+VERSION := $(shell cat VERSION)
+
+PKGS     := libuv libmicrohttpd libcjson libpcre2-8
+CPPFLAGS += -I. -D_GNU_SOURCE -DMLAD_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Werror
+CFLAGS   ?= -O2 -g
+CFLAGS   += -std=gnu11 $(WARN) -fno-math-errno -pthread
+LDLIBS   += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm
+LDFLAGS  += -pthread
+
+# The CPU backend: OpenMP, and -O3 because its loops are written for the vectoriser.
+OPENMP   ?= -fopenmp
+CPU_FLAGS := -O3 $(OPENMP)
+
+ifdef SANITIZE
+CFLAGS  += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
+LDFLAGS += -fsanitize=$(SANITIZE)
+endif
+
+DIRS    := base config kernels kernels/cpu model server
+SOURCES := $(foreach d,$(DIRS),$(wildcard $(d)/*.c))
+OBJECTS := $(SOURCES:%.c=$(BUILD)/obj/%.o)
+LIBRARY := $(filter-out $(BUILD)/obj/server/main.o,$(OBJECTS))
+TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
+
+.PHONY: all run test unit asan tsan tidy format dist bench clean help
+.SECONDARY:
+
+all: $(BUILD)/mlad  ## build build/mlad
+
+$(BUILD)/mlad: $(OBJECTS)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) $(OPENMP) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/obj/kernels/cpu/%.o: CFLAGS += $(CPU_FLAGS)
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# One Check program a file; all link the whole of mlad but its main().
+CHECK_CFLAGS = $(shell pkg-config --cflags check 2>/dev/null)
+CHECK_LIBS   = $(shell pkg-config --libs check 2>/dev/null)
+$(BUILD)/tests/%: tests/unit/%.c $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(CHECK_CFLAGS) $(LDFLAGS) $(OPENMP) -MMD -MP -o $@ $< $(LIBRARY) $(CHECK_LIBS) $(LDLIBS)
+
+unit: $(TESTS)  ## build and run the unit tests
+	@set -e; for t in $(TESTS); do $$t; done
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+clean:  ## remove build/
+	rm -rf build
+
+-include $(OBJECTS:.o=.d) $(TESTS:=.d)

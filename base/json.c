@@ -1,0 +1,225 @@
+#include "base/json.h"
+
+#include "base/file.h"
+#include "base/panic.h"
+#include "base/utf8.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* `struct json` is never defined: a value is a cJSON node seen through this module only. */
+static const cJSON *node(const struct json *value)
+{
+    return (const cJSON *)value;
+}
+
+/* Whether the text holds the escape \u0000, which a C string can't carry. */
+static bool has_nul_escape(const char *text, size_t len)
+{
+    const char *at = text, *end = text + len;
+
+    while ((at = memchr(at, '\\', (size_t)(end - at))) != NULL) {
+        if (end - at >= 6 && memcmp(at, "\\u0000", 6) == 0)
+            return true;
+        at += end - at >= 2 ? 2 : 1; /* skip the escaped character: "\\u0000" is no NUL */
+    }
+    return false;
+}
+
+struct json *json_parse(const char *text, size_t len, struct error *err)
+{
+    const char *end = NULL;
+
+    if (!utf8_valid(text, len)) {
+        error_set(err, "the JSON text is not valid UTF-8");
+        return NULL;
+    }
+    if (memchr(text, '\0', len) || has_nul_escape(text, len)) {
+        error_set(err, "the JSON text holds the NUL character (\\u0000), which is not supported");
+        return NULL;
+    }
+    cJSON *root = cJSON_ParseWithLengthOpts(text, len, &end, 0);
+    if (!root) {
+        size_t at = end ? (size_t)(end - text) : 0;
+        error_set(err, "the JSON text has a syntax error near byte %zu", at);
+        return NULL;
+    }
+    while (end < text + len && strchr(" \t\r\n", *end))
+        end++;
+    if (end < text + len) {
+        cJSON_Delete(root);
+        error_set(err, "the JSON text goes on after its end at byte %zu", (size_t)(end - text));
+        return NULL;
+    }
+    return (struct json *)root;
+}
+
+struct json *json_parse_file(const char *path, size_t max_bytes, struct error *err)
+{
+    struct buffer text;
+
+    buffer_init(&text, max_bytes);
+    if (file_read(path, &text, err))
+        return NULL;
+    struct json *root = json_parse(text.data, text.len, err);
+    if (!root)
+        error_prefix(err, "%s", path);
+    buffer_free(&text);
+    return root;
+}
+
+void json_free(struct json *root)
+{
+    cJSON_Delete((cJSON *)root);
+}
+
+enum json_type json_type(const struct json *value)
+{
+    const cJSON *v = node(value);
+
+    if (cJSON_IsBool(v))
+        return JSON_BOOL;
+    if (cJSON_IsNumber(v))
+        return JSON_NUMBER;
+    if (cJSON_IsString(v))
+        return JSON_STRING;
+    if (cJSON_IsArray(v))
+        return JSON_ARRAY;
+    if (cJSON_IsObject(v))
+        return JSON_OBJECT;
+    return JSON_NULL;
+}
+
+const char *json_type_name(const struct json *value)
+{
+    static const char *const names[] = {"null", "boolean", "number", "string", "array", "object"};
+
+    return names[json_type(value)];
+}
+
+const struct json *json_get(const struct json *object, const char *key)
+{
+    const struct json *found = NULL;
+
+    if (!json_is(object, JSON_OBJECT))
+        return NULL;
+    for (const struct json *m = json_first(object); m; m = json_next(m))
+        if (strcmp(json_key(m), key) == 0)
+            found = m;
+    return found;
+}
+
+const struct json *json_first(const struct json *value)
+{
+    return (const struct json *)node(value)->child;
+}
+
+const struct json *json_next(const struct json *value)
+{
+    return (const struct json *)node(value)->next;
+}
+
+const char *json_key(const struct json *member)
+{
+    return node(member)->string;
+}
+
+size_t json_count(const struct json *value)
+{
+    size_t n = 0;
+
+    for (const struct json *c = json_first(value); c; c = json_next(c))
+        n++;
+    return n;
+}
+
+bool json_is(const struct json *value, enum json_type type)
+{
+    return value && json_type(value) == type;
+}
+
+const char *json_string(const struct json *value)
+{
+    ASSERT(json_is(value, JSON_STRING));
+    return node(value)->valuestring;
+}
+
+double json_number(const struct json *value)
+{
+    ASSERT(json_is(value, JSON_NUMBER));
+    return node(value)->valuedouble;
+}
+
+bool json_bool(const struct json *value)
+{
+    ASSERT(json_is(value, JSON_BOOL));
+    return cJSON_IsTrue(node(value));
+}
+
+bool json_integer(const struct json *value, int64_t *out)
+{
+    if (!json_is(value, JSON_NUMBER))
+        return false;
+    double number = json_number(value);
+    if (number != floor(number) || fabs(number) > 9007199254740992.0) /* 2^53 */
+        return false;
+    *out = (int64_t)number;
+    return true;
+}
+
+void json_write_value(struct buffer *out, const struct json *value)
+{
+    char *text = cJSON_PrintUnformatted(node(value));
+
+    ASSERT(text);
+    buffer_append_str(out, text);
+    cJSON_free(text);
+}
+
+/* Writes one character that needs an escape. */
+static void write_escaped(struct buffer *out, unsigned char c)
+{
+    const char *short_form = c == '"'    ? "\\\""
+                             : c == '\\' ? "\\\\"
+                             : c == '\n' ? "\\n"
+                             : c == '\r' ? "\\r"
+                             : c == '\t' ? "\\t"
+                                         : NULL;
+    if (short_form)
+        buffer_append_str(out, short_form);
+    else
+        buffer_printf(out, "\\u%04x", c);
+}
+
+void json_write_string(struct buffer *out, const char *text, long len)
+{
+    size_t n = len < 0 ? strlen(text) : (size_t)len, plain = 0, at = 0;
+
+    buffer_append(out, "\"", 1);
+    while (at < n) {
+        unsigned char c = (unsigned char)text[at];
+        int size = utf8_decode(text + at, n - at, NULL);
+        if (size > 0 && c >= 0x20 && c != '"' && c != '\\') {
+            at += (size_t)size;
+            continue;
+        }
+        buffer_append(out, text + plain, at - plain);
+        if (size > 0)
+            write_escaped(out, c);
+        else
+            buffer_append_str(out, "\xEF\xBF\xBD");
+        plain = ++at;
+    }
+    buffer_append(out, text + plain, at - plain);
+    buffer_append(out, "\"", 1);
+}
+
+void json_write_number(struct buffer *out, double number)
+{
+    if (!isfinite(number))
+        buffer_append_str(out, "null");
+    else
+        buffer_printf(out, "%.9g", number);
+}

@@ -1,0 +1,23 @@
+/* Tensors of a checkpoint folder: model.safetensors, or the shards that
+ * model.safetensors.index.json names. Headers are read and checked at open; data is read by pread
+ * when asked for. Nothing in a file is trusted: a lying header is an error, never a crash. */
+#pragma once
+
+#include "base/error.h"
+#include "kernels/tensor.h"
+
+#include <stdbool.h>
+
+struct safetensors;
+
+/* Opens all shards of `dir`. NULL and a message naming the file on error. */
+struct safetensors *safetensors_open(const char *dir, struct error *err);
+void safetensors_close(struct safetensors *st);
+
+bool safetensors_has(const struct safetensors *st, const char *name);
+
+/* Shape and dtype of a tensor; `info->data` is NULL. False when there is none of that name. */
+bool safetensors_info(const struct safetensors *st, const char *name, struct tensor *info);
+
+/* Reads a tensor's bytes into `out` (tensor_bytes of its info). */
+int safetensors_read(const struct safetensors *st, const char *name, void *out, struct error *err);

@@ -1,0 +1,42 @@
+/* The weights of a model, bound to a backend: names of a checkpoint to tensors of known shape. */
+#pragma once
+
+#include "base/error.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+
+struct layer_weights {
+    struct tensor input_norm;   /* (d) */
+    struct tensor post_norm;    /* (d) post_attention_layernorm */
+    struct tensor q;            /* (H * (nope + rope), d or q_lora_rank): q_proj or q_b_proj */
+    struct tensor q_a;          /* (q_lora_rank, d); data NULL without q_lora */
+    struct tensor q_a_bias;     /* (q_lora_rank) or none */
+    struct tensor q_a_norm;     /* (q_lora_rank) or none */
+    struct tensor kv_a;         /* (kv_lora_rank + rope, d) kv_a_proj_with_mqa */
+    struct tensor kv_a_bias;    /* (kv_lora_rank + rope) or none */
+    struct tensor kv_a_norm;    /* (kv_lora_rank) */
+    struct tensor kv_b;         /* (H * (nope + v), kv_lora_rank) */
+    struct tensor o;            /* (d, H * v) */
+    struct tensor o_bias;       /* (d) or none */
+    struct tensor router;       /* (experts, d) F32; none in dense layers */
+    struct tensor router_bias;  /* (experts) F32 or none */
+    struct moe_weights experts; /* none in dense layers */
+    /* The dense FFN, or the shared experts of a MoE layer (none when it has none). */
+    struct tensor gate, up, down; /* (i, d), (i, d), (d, i) */
+};
+
+struct model_weights {
+    struct tensor embed;      /* (V, d) */
+    struct tensor final_norm; /* (d) */
+    struct tensor lm_head;    /* (V, d); the same memory as `embed` when tied */
+    struct layer_weights *layers;
+};
+
+/* Reads every tensor the config asks for from the checkpoint folder, checks shapes, dequantises
+ * FP8 blocks, and uploads to the backend. Returns 0; on error nothing stays allocated and the
+ * message names file and tensor. `*cancel`, read between tensors, ends the load early with an
+ * error (a termination signal during the load). */
+int weights_load(struct model_weights *weights, const struct model_config *config, const char *dir,
+                 struct backend *be, const volatile int *cancel, struct error *err);
+void weights_free(struct model_weights *weights, const struct model_config *config,
+                  struct backend *be);
