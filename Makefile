@@ -8,7 +8,7 @@ PKGS     := libuv libmicrohttpd libcjson libpcre2-8
 CPPFLAGS += -I. -D_GNU_SOURCE -DMLAD_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Werror
 CFLAGS   ?= -O2 -g
-CFLAGS   += -std=gnu11 $(WARN) -fno-math-errno -pthread
+CFLAGS   += -std=gnu11 $(WARN) -fno-math-errno -pthread -ffile-prefix-map=$(CURDIR)=.
 LDLIBS   += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm
 LDFLAGS  += -pthread
 
@@ -17,7 +17,7 @@ OPENMP   ?= -fopenmp
 CPU_FLAGS := -O3 $(OPENMP)
 
 ifdef SANITIZE
-CFLAGS  += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
+CFLAGS  += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 LDFLAGS += -fsanitize=$(SANITIZE)
 endif
 
@@ -50,6 +50,40 @@ $(BUILD)/tests/%: tests/unit/%.c $(LIBRARY)
 
 unit: $(TESTS)  ## build and run the unit tests
 	@set -e; for t in $(TESTS); do $$t; done
+
+run:  ## install what is missing, build, serve the demo model
+	@scripts/run.sh
+
+test:  ## install what is missing, build, run all tests
+	@scripts/test.sh
+
+asan:  ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/test.sh asan
+
+tsan:  ## all tests under ThreadSanitizer
+	@scripts/test.sh tsan
+
+# Layout is that of clang-format 14, which scripts/setup.sh puts into build/venv.
+TIDY = build/venv/bin/python tests/tidy/tidy.py --clang-format build/venv/bin/clang-format
+tidy:  ## check layout, the direction of includes, sizes, shell scripts
+	@scripts/setup.sh tidy
+	@$(TIDY)
+
+format:  ## lay out the C files as .clang-format says
+	@scripts/setup.sh tidy
+	@$(TIDY) --write
+
+bench: $(BUILD)/mlad  ## measure the server with itself
+	@$(BUILD)/mlad bench
+
+# The same objects linked to find their libraries in lib/ beside bin/: by DT_RPATH, since unlike
+# DT_RUNPATH it also holds for what the libraries need themselves.
+$(BUILD)/dist/mlad: $(OBJECTS)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) $(OPENMP) -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib' -o $@ $^ $(LDLIBS)
+
+dist:  ## a tarball that runs on any Linux of a recent glibc
+	@scripts/dist.sh
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

@@ -13,7 +13,7 @@ enum { MODEL_MAX_LAYERS = 256, MODEL_MAX_EOS = 16 };
 enum quantization { QUANT_NONE, QUANT_FP8_BLOCK };
 
 struct model_config {
-    char model_type[32]; /* "deepseek_v2", "deepseek_v3" */
+    char model_type[32]; /* as config.json says it: "deepseek_v3", "kimi_k2" */
     int32_t vocab_size;
     int32_t hidden_size;
     int32_t layers;

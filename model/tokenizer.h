@@ -40,19 +40,20 @@ enum encode_mode {
 
 /* Appends the ids of `text` (any bytes; those that are not UTF-8 are encoded as U+FFFD, as Python's
  * errors="replace" makes of them). -1 with a message when the list's bound or the pattern matcher's
- * limit is passed. In ENCODE_TEXT_ONLY mode all tokens whose content the chat format uses as
- * markers (every added token that is not `normalized`) stay text. */
+ * limit is passed. In ENCODE_TEXT_ONLY mode all tokens that a chat format may use as markers stay
+ * text: every added token that is special, not `normalized`, or in <angle> or [square] brackets. */
 int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t len,
                      enum encode_mode mode, struct token_list *out, struct error *err);
 
-/* The id of an added or ordinary token by its exact content; -1 when there is none. */
+/* The id of an added token by its content, or else of an ordinary one as the file spells it
+ * ("Ġthe"); -1 when there is none. */
 int32_t tokenizer_id(const struct tokenizer *tok, const char *content);
 
 /* Whether the id is an added token with "special": true (left out of text by default). */
 bool tokenizer_is_special(const struct tokenizer *tok, int32_t id);
 
 /* The bytes of one token, as they are (possibly part of a character). An id without a token has
- * none. The memory is the tokenizer's. */
+ * none: NULL and a length of 0. The memory is the tokenizer's. */
 const char *tokenizer_bytes(const struct tokenizer *tok, int32_t id, size_t *len);
 
 /* Whether post-processing puts the bos token in front (tokenizer_config.json's add_bos_token, or

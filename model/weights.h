@@ -5,6 +5,8 @@
 #include "kernels/backend.h"
 #include "model/config.h"
 
+#include <stdatomic.h>
+
 struct layer_weights {
     struct tensor input_norm;   /* (d) */
     struct tensor post_norm;    /* (d) post_attention_layernorm */
@@ -37,6 +39,6 @@ struct model_weights {
  * message names file and tensor. `*cancel`, read between tensors, ends the load early with an
  * error (a termination signal during the load). */
 int weights_load(struct model_weights *weights, const struct model_config *config, const char *dir,
-                 struct backend *be, const volatile int *cancel, struct error *err);
+                 struct backend *be, const atomic_int *cancel, struct error *err);
 void weights_free(struct model_weights *weights, const struct model_config *config,
                   struct backend *be);

@@ -27,7 +27,9 @@ struct http_options {
     int read_timeout_s;  /* for a request's headers and body to arrive: 408 */
 };
 
-/* Why an exchange ended. */
+/* Why an exchange ended: the response was sent (or aborted, where the application said so), or the
+ * client closed or reset the connection or was dropped. A client that shuts down only its sending
+ * side counts as gone unless it is answered at once. */
 enum http_end { HTTP_COMPLETED, HTTP_CLIENT_GONE };
 
 struct http_callbacks {
@@ -35,7 +37,8 @@ struct http_callbacks {
     /* A request with its body is there. */
     void (*request)(void *arg, struct http_exchange *ex);
     /* The exchange is over; `ex` is invalid afterwards. Called also when the client vanished while
-     * its response was pending (within milliseconds of the FIN or RST). */
+     * its response was pending (within milliseconds of the FIN or RST). Never called from inside a
+     * function of this header but http_stop, which must not be called from a callback. */
     void (*closed)(void *arg, struct http_exchange *ex, enum http_end how);
     /* The server refuses a request by itself (413, 408, 503, 400): writes the body to send for
      * `status` into `body` (NUL-terminated) and its content type is application/json. */
@@ -53,12 +56,14 @@ int http_port(const struct http_server *server);
  * kept-alive connections are closed. */
 void http_drain(struct http_server *server);
 
-/* Exchanges whose response is not fully sent yet, and open connections. */
+/* Exchanges whose response is not fully sent yet (from the request line on, so uploads count), and
+ * open connections. */
 int http_active(const struct http_server *server);
 int http_connections(const struct http_server *server);
 
-/* Bytes buffered for all streams: for metrics. */
+/* For metrics: bytes buffered for all streams, and clients dropped for reading too slowly. */
 size_t http_buffered(const struct http_server *server);
+uint64_t http_dropped(const struct http_server *server);
 
 /* Aborts what is still open, calls `closed` for each, and frees the server. */
 void http_stop(struct http_server *server);

@@ -1,0 +1,315 @@
+#include "config/options.h"
+
+#include "base/buffer.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/panic.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum option_type { OPT_STRING, OPT_INT, OPT_BOOL, OPT_CHOICE };
+
+struct option {
+    const char *name; /* as after "--"; MLAD_NAME in the environment with '-' as '_' */
+    enum option_type type;
+    size_t field; /* offset in struct options */
+    int64_t min, max;
+    const char *value; /* default, in the words a user would write */
+    const char *metavar;
+    const char *help;
+    const char *choices; /* OPT_CHOICE: words separated by '|' */
+};
+
+#define TEXT(field, name, value, metavar, help)                                                    \
+    {                                                                                              \
+        name, OPT_STRING, offsetof(struct options, field), 0, 0, value, metavar, help, NULL        \
+    }
+#define INTEGER(field, name, min, max, value, metavar, help)                                       \
+    {                                                                                              \
+        name, OPT_INT, offsetof(struct options, field), min, max, value, metavar, help, NULL       \
+    }
+#define SWITCH(field, name, value, help)                                                           \
+    {                                                                                              \
+        name, OPT_BOOL, offsetof(struct options, field), 0, 0, value, "", help, NULL               \
+    }
+#define CHOICE(field, name, choices, value, help)                                                  \
+    {                                                                                              \
+        name, OPT_CHOICE, offsetof(struct options, field), 0, 0, value, choices, help, choices     \
+    }
+
+static const struct option table[] = {
+    TEXT(model, "model", "", "DIR",
+         "Hugging Face checkpoint folder to serve (empty: the demo model that ships)"),
+    TEXT(served_model_name, "served-model-name", "", "NAME",
+         "name clients use for the model (empty: the folder's name)"),
+    TEXT(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 for all"),
+    INTEGER(port, "port", 0, 65535, "8080", "N", "port to listen on; 0 for any free one"),
+    INTEGER(max_model_len, "max-model-len", 0, 1 << 24, "0", "TOKENS",
+            "longest context of a request, prompt and answer (0: what model and cache allow)"),
+    INTEGER(max_num_seqs, "max-num-seqs", 1, 4096, "256", "N", "sequences that run in one batch"),
+    INTEGER(max_num_batched_tokens, "max-num-batched-tokens", 0, 1 << 20, "0", "TOKENS",
+            "token budget of one step; longer prompts are cut in chunks (0: 512, or max-num-seqs "
+            "when that is more)"),
+    INTEGER(num_kv_pages, "num-kv-pages", 0, 1 << 26, "0", "N",
+            "pages of the KV cache, 64 tokens each (0: from kv-cache-memory-mib)"),
+    INTEGER(kv_cache_memory_mib, "kv-cache-memory-mib", 1, 1 << 24, "1024", "MIB",
+            "memory for the KV cache"),
+    SWITCH(enable_prefix_caching, "enable-prefix-caching", "true",
+           "reuse the KV pages of prompts that begin alike"),
+    INTEGER(threads, "threads", 0, 1024, "0", "N",
+            "threads of the CPU backend (0: one for each core)"),
+    INTEGER(max_queue, "max-queue", 0, 1 << 20, "1024", "N",
+            "requests that may wait for their turn; past it clients get 429"),
+    INTEGER(max_connections, "max-connections", 1, 1 << 20, "4096", "N",
+            "open connections; past it clients get 503"),
+    INTEGER(max_body_mib, "max-body-mib", 1, 1024, "32", "MIB",
+            "size of a request body; past it clients get 413"),
+    INTEGER(max_stream_buffer_kib, "max-stream-buffer-kib", 16, 1 << 20, "1024", "KIB",
+            "text that may wait for a client that reads slowly; past it the client is dropped"),
+    INTEGER(request_timeout_s, "request-timeout-s", 0, 1 << 24, "600", "SECONDS",
+            "time a request may take in all, queue included (0: no limit)"),
+    INTEGER(read_timeout_s, "read-timeout-s", 1, 1 << 20, "30", "SECONDS",
+            "time a client may take to send a request"),
+    INTEGER(idle_timeout_s, "idle-timeout-s", 1, 1 << 20, "90", "SECONDS",
+            "how long a connection without a request is kept"),
+    INTEGER(keep_alive_interval_s, "keep-alive-interval-s", 1, 1 << 20, "15", "SECONDS",
+            "a silent stream sends a comment this often, so that proxies keep it"),
+    INTEGER(drain_timeout_s, "drain-timeout-s", 0, 1 << 20, "25", "SECONDS",
+            "time for requests in flight to finish after SIGTERM"),
+    CHOICE(log_level, "log-level", "error|warning|info|debug", "info",
+           "least level that is logged"),
+    CHOICE(log_format, "log-format", "text|json", "text", "form of the log lines on stderr"),
+    TEXT(config, "config", "", "FILE", "file of `flag = value` lines to read first"),
+    SWITCH(help, "help", "false", "show this list"),
+    SWITCH(version, "version", "false", "show the version"),
+};
+
+enum { N_OPTIONS = sizeof(table) / sizeof(table[0]), NAME_MAX_LEN = 64, CONFIG_MAX = 1 << 20 };
+
+static char **string_field(struct options *options, const struct option *opt)
+{
+    return (char **)((char *)options + opt->field);
+}
+
+static const struct option *find(const char *name, size_t len)
+{
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (strlen(table[i].name) == len && strncmp(table[i].name, name, len) == 0)
+            return &table[i];
+    return NULL;
+}
+
+static bool in_choices(const char *choices, const char *value)
+{
+    size_t len = strlen(value);
+
+    for (const char *at = choices; len > 0 && at; at = strchr(at, '|')) {
+        at += *at == '|';
+        if (strncmp(at, value, len) == 0 && (at[len] == '|' || at[len] == '\0'))
+            return true;
+    }
+    return false;
+}
+
+static int set_integer(struct options *options, const struct option *opt, const char *value,
+                       struct error *err)
+{
+    char *end = NULL;
+
+    errno = 0;
+    long long number = strtoll(value, &end, 10);
+    if (errno || end == value || *end || number < opt->min || number > opt->max)
+        return error_set(err, "--%s must be a whole number from %lld to %lld, got \"%s\"",
+                         opt->name, (long long)opt->min, (long long)opt->max, value);
+    *(int64_t *)((char *)options + opt->field) = number;
+    return 0;
+}
+
+static int set_switch(struct options *options, const struct option *opt, const char *value,
+                      struct error *err)
+{
+    bool on = strcmp(value, "true") == 0 || strcmp(value, "1") == 0;
+
+    if (!on && strcmp(value, "false") != 0 && strcmp(value, "0") != 0)
+        return error_set(err, "--%s must be true or false, got \"%s\"", opt->name, value);
+    *(bool *)((char *)options + opt->field) = on;
+    return 0;
+}
+
+static int set(struct options *options, const struct option *opt, const char *value,
+               struct error *err)
+{
+    switch (opt->type) {
+    case OPT_INT:
+        return set_integer(options, opt, value, err);
+    case OPT_BOOL:
+        return set_switch(options, opt, value, err);
+    case OPT_CHOICE:
+        if (!in_choices(opt->choices, value))
+            return error_set(err, "--%s must be one of %s, got \"%s\"", opt->name, opt->choices,
+                             value);
+        break;
+    case OPT_STRING:
+        break;
+    }
+    free(*string_field(options, opt));
+    *string_field(options, opt) = mem_strdup(value);
+    return 0;
+}
+
+/* MLAD_MAX_NUM_SEQS for max-num-seqs. */
+static const char *from_environment(const struct option *opt)
+{
+    char name[NAME_MAX_LEN + 8] = "MLAD_";
+    size_t at = strlen(name);
+
+    for (const char *c = opt->name; *c; c++)
+        name[at++] = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
+    name[at] = '\0';
+    return getenv(name);
+}
+
+static int load_environment(struct options *options, struct error *err)
+{
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const char *value = from_environment(&table[i]);
+        if (value && set(options, &table[i], value, err))
+            return error_prefix(err, "environment");
+    }
+    return 0;
+}
+
+/* Cuts white space at both ends, in place. */
+static char *trim(char *text)
+{
+    while (isspace((unsigned char)*text))
+        text++;
+    char *end = text + strlen(text);
+    while (end > text && isspace((unsigned char)end[-1]))
+        end--;
+    *end = '\0';
+    return text;
+}
+
+static int load_line(struct options *options, char *line, struct error *err)
+{
+    char *equals = strchr(line, '=');
+
+    line = trim(line);
+    if (*line == '\0' || *line == '#')
+        return 0;
+    if (!equals)
+        return error_set(err, "expected `flag = value`, got \"%s\"", line);
+    *equals = '\0';
+    char *name = trim(line);
+    const struct option *opt = find(name, strlen(name));
+    if (!opt)
+        return error_set(err, "unknown flag \"%s\"", name);
+    return set(options, opt, trim(equals + 1), err);
+}
+
+static int load_file(struct options *options, const char *path, struct error *err)
+{
+    struct buffer text;
+    int line_number = 0, rc = 0;
+
+    buffer_init(&text, CONFIG_MAX);
+    if (file_read(path, &text, err))
+        return -1;
+    for (char *line = text.data, *next; line && rc == 0; line = next) {
+        next = strchr(line, '\n');
+        if (next)
+            *next++ = '\0';
+        line_number++;
+        rc = load_line(options, line, err);
+    }
+    buffer_free(&text);
+    return rc ? error_prefix(err, "%s, line %d", path, line_number) : 0;
+}
+
+/* One word of the command line, perhaps with the next one as its value; `*used` says how many. */
+static int load_argument(struct options *options, int n_args, char *const *args, int *used,
+                         struct error *err)
+{
+    const char *word = args[0];
+    const char *equals = strchr(word, '=');
+
+    if (strncmp(word, "--", 2) != 0)
+        return error_set(err, "unexpected argument \"%s\" (flags begin with --)", word);
+    size_t len = equals ? (size_t)(equals - word - 2) : strlen(word) - 2;
+    const struct option *opt = find(word + 2, len);
+    *used = 1;
+    if (!opt && !equals && strncmp(word, "--no-", 5) == 0) {
+        opt = find(word + 5, len - 3);
+        if (opt && opt->type == OPT_BOOL)
+            return set(options, opt, "false", err);
+    }
+    if (!opt)
+        return error_set(err, "unknown flag %.*s (see --help)", (int)len + 2, word);
+    if (equals)
+        return set(options, opt, equals + 1, err);
+    if (opt->type == OPT_BOOL)
+        return set(options, opt, "true", err);
+    if (n_args < 2)
+        return error_set(err, "--%s needs a value", opt->name);
+    *used = 2;
+    return set(options, opt, args[1], err);
+}
+
+static int load_arguments(struct options *options, int n_args, char *const *args, struct error *err)
+{
+    for (int i = 0, used; i < n_args; i += used)
+        if (load_argument(options, n_args - i, args + i, &used, err))
+            return -1;
+    return 0;
+}
+
+int options_load(struct options *options, int n_args, char *const *args, struct error *err)
+{
+    *options = (struct options){0};
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (set(options, &table[i], table[i].value, err))
+            PANIC("default of --%s: %s", table[i].name, err->message);
+
+    /* The file's name may come from the environment or the command line, so both are read first to
+     * find it, and again to override what the file says. */
+    if (load_environment(options, err) || load_arguments(options, n_args, args, err))
+        goto fail;
+    if (*options->config) {
+        char *path = mem_strdup(options->config);
+        int rc = load_file(options, path, err);
+        free(path);
+        if (rc || load_environment(options, err) || load_arguments(options, n_args, args, err))
+            goto fail;
+    }
+    return 0;
+fail:
+    options_free(options);
+    return -1;
+}
+
+void options_free(struct options *options)
+{
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (table[i].type == OPT_STRING || table[i].type == OPT_CHOICE)
+            free(*string_field(options, &table[i]));
+    *options = (struct options){0};
+}
+
+void options_print_help(FILE *out)
+{
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const struct option *opt = &table[i];
+        fprintf(out, "  --%s%s%s\n      %s", opt->name, *opt->metavar ? " " : "", opt->metavar,
+                opt->help);
+        if (*opt->value && opt->type != OPT_BOOL)
+            fprintf(out, " [%s]", opt->value);
+        if (opt->type == OPT_BOOL && strcmp(opt->value, "true") == 0)
+            fprintf(out, " [on; --no-%s]", opt->name);
+        fputc('\n', out);
+    }
+}

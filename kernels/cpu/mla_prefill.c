@@ -1,0 +1,155 @@
+/* Attention of prompt tokens, in the expanded form: keys and values of each head are made from the
+ * cached latents, K = [W_UK c, k_rope] and V = W_UV c (DeepSeek-V2, equations 10-13).
+ *
+ * A task is one head of one sequence. It walks the sequence's pages from the first; expands a page
+ * once for all rows of the chunk; and keeps for each row a running maximum and sum, and the
+ * unfinished result in `out` itself. What a row meets - which pages, in which order, how much of
+ * the last - follows from its position alone. */
+#include "kernels/cpu/cpu.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+/* One head of one sequence. */
+struct task {
+    const struct mla_shape *shape;
+    const struct batch_seq *seq;
+    struct cpu_scratch *scratch;
+    struct cpu_rows w_uk, w_uv; /* (nope, lora), (v, lora) */
+    const float *q;             /* this head's query of the chunk's first row */
+    float *out;                 /* and its result */
+    size_t q_stride, out_stride;
+};
+
+/* Keys and values of a page's first `tokens` tokens. */
+static void expand_page(const struct task *t, const float *page, int64_t tokens)
+{
+    const struct mla_shape *mla = t->shape;
+    size_t width = (size_t)(mla->kv_lora_rank + mla->rope_dim);
+    size_t key = (size_t)(mla->nope_dim + mla->rope_dim);
+    struct cpu_dots job = {.out = t->scratch->keys,
+                           .out_stride = key,
+                           .x = page,
+                           .x_stride = width,
+                           .w = t->w_uk,
+                           .rows = tokens,
+                           .outs = mla->nope_dim,
+                           .k = mla->kv_lora_rank};
+
+    cpu_dots(&job);
+    for (size_t j = 0; j < (size_t)tokens; j++)
+        memcpy(t->scratch->keys + j * key + mla->nope_dim, page + j * width + mla->kv_lora_rank,
+               (size_t)mla->rope_dim * sizeof(float));
+
+    job.out = t->scratch->values;
+    job.out_stride = (size_t)mla->v_dim;
+    job.w = t->w_uv;
+    job.outs = mla->v_dim;
+    cpu_dots(&job);
+}
+
+/* How many of the page's tokens a row of the chunk sees; `start` is the page's first position. */
+static int64_t visible(const struct task *t, int64_t row, int64_t start)
+{
+    int64_t seen = t->seq->kv_len - t->seq->n_rows + row + 1 - start;
+
+    return seen < KV_PAGE_TOKENS ? seen : KV_PAGE_TOKENS;
+}
+
+/* Adds the expanded page to the results of rows first .. first + rows - 1 of the chunk. */
+static void attend(const struct task *t, int64_t first, int64_t rows, int64_t start, int64_t tokens)
+{
+    const struct mla_shape *mla = t->shape;
+    struct cpu_scratch *s = t->scratch;
+    size_t key = (size_t)(mla->nope_dim + mla->rope_dim);
+    struct cpu_weighted_sum sum = {.out_stride = t->out_stride,
+                                   .coef_stride = KV_PAGE_TOKENS,
+                                   .v = {s->values, DTYPE_F32, (size_t)mla->v_dim},
+                                   .n = mla->v_dim};
+
+    cpu_dots(&(struct cpu_dots){.out = s->scores,
+                                .out_stride = KV_PAGE_TOKENS,
+                                .x = t->q + (size_t)first * t->q_stride,
+                                .x_stride = t->q_stride,
+                                .w = {s->keys, DTYPE_F32, key},
+                                .rows = rows,
+                                .outs = tokens,
+                                .k = (int64_t)key});
+    for (int64_t r = 0; r < rows; r++) {
+        float factor =
+            cpu_softmax_block(s->scores + r * KV_PAGE_TOKENS, visible(t, first + r, start),
+                              mla->softmax_scale, &s->row_max[first + r], &s->row_sum[first + r]);
+        if (factor != 1.0f)
+            cpu_scale(t->out + (size_t)(first + r) * t->out_stride, factor, mla->v_dim);
+    }
+    for (int64_t r = 0; r < rows; r += sum.rows) {
+        sum.terms = visible(t, first + r, start);
+        sum.rows = sum.terms == KV_PAGE_TOKENS ? rows - r : 1;
+        sum.coef = s->scores + r * KV_PAGE_TOKENS;
+        sum.out = t->out + (size_t)(first + r) * t->out_stride;
+        cpu_weighted_sum(&sum);
+    }
+}
+
+static void run_task(const struct task *t, const int32_t *pages, const float *cache)
+{
+    const struct mla_shape *mla = t->shape;
+    struct cpu_scratch *s = t->scratch;
+    int64_t context = t->seq->kv_len - t->seq->n_rows;
+    size_t page_floats = (size_t)KV_PAGE_TOKENS * (size_t)(mla->kv_lora_rank + mla->rope_dim);
+
+    for (int64_t r = 0; r < t->seq->n_rows; r++) {
+        s->row_max[r] = -INFINITY;
+        s->row_sum[r] = 0;
+        memset(t->out + (size_t)r * t->out_stride, 0, (size_t)mla->v_dim * sizeof(float));
+    }
+    for (int64_t start = 0; start < t->seq->kv_len; start += KV_PAGE_TOKENS) {
+        int64_t left = t->seq->kv_len - start;
+        int64_t tokens = left < KV_PAGE_TOKENS ? left : KV_PAGE_TOKENS;
+        int64_t first = start > context ? start - context : 0; /* rows before see none of it */
+
+        expand_page(t, cache + (size_t)pages[start / KV_PAGE_TOKENS] * page_floats, tokens);
+        for (int64_t r = first; r < t->seq->n_rows; r += CPU_PREFILL_ROWS) {
+            int64_t rows = t->seq->n_rows - r;
+            attend(t, r, rows < CPU_PREFILL_ROWS ? rows : CPU_PREFILL_ROWS, start, tokens);
+        }
+    }
+    for (int64_t r = 0; r < t->seq->n_rows; r++)
+        cpu_scale(t->out + (size_t)r * t->out_stride, 1.0f / s->row_sum[r], mla->v_dim);
+}
+
+void cpu_mla_prefill(struct backend *be, struct tensor out, struct tensor q,
+                     const struct mla_layer *layer)
+{
+    struct cpu_backend *cpu = cpu_backend(be);
+    const struct batch *batch = cpu->batch;
+    const struct mla_shape *mla = &layer->shape;
+    int64_t heads = mla->heads, tasks = batch->n_seqs * heads;
+    size_t q_head = (size_t)(mla->nope_dim + mla->rope_dim), v = (size_t)mla->v_dim;
+
+    ASSERT(cpu->scratch && cpu_last_dim(&layer->kv_cache) == mla->kv_lora_rank + mla->rope_dim);
+    ASSERT(cpu_last_dim(&q) == heads * (int64_t)q_head && cpu_last_dim(&out) == heads * (int64_t)v);
+    if (cpu->n_absorbed == batch->n_rows)
+        return;
+        /* Sequences differ in length, so tasks are dealt out as threads become free. */
+#pragma omp parallel for num_threads(cpu->threads) schedule(dynamic) if (tasks > 1)
+    for (int64_t i = 0; i < tasks; i++) {
+        const struct batch_seq *seq = &batch_seqs(batch)[i / heads];
+        int64_t h = i % heads, kv_b_row = h * (mla->nope_dim + mla->v_dim);
+        if (seq->absorbed)
+            continue;
+        struct task t = {
+            .shape = mla,
+            .seq = seq,
+            .scratch = &cpu->scratch[omp_get_thread_num()],
+            .w_uk = cpu_weight_rows(&layer->kv_b, kv_b_row),
+            .w_uv = cpu_weight_rows(&layer->kv_b, kv_b_row + mla->nope_dim),
+            .q_stride = (size_t)heads * q_head,
+            .out_stride = (size_t)heads * v,
+        };
+        t.q = cpu_f32(&q) + (size_t)seq->first_row * t.q_stride + (size_t)h * q_head;
+        t.out = cpu_f32_out(&out) + (size_t)seq->first_row * t.out_stride + (size_t)h * v;
+        run_task(&t, batch_pages(batch) + seq->first_page, cpu_f32(&layer->kv_cache));
+    }
+}

@@ -1,0 +1,84 @@
+/* Rotary position embedding (Su et al. 2021), and the place where a token enters the KV cache: its
+ * latent normalised, its rope key rotated. Angles are float32 products, as in the models' training
+ * code, so that long contexts agree with it. */
+#include "kernels/cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+/* cos and sin of the step's rows; every layer of a step asks for the same ones. */
+static void prepare_angles(struct cpu_backend *cpu, const struct rope_config *rope)
+{
+    int32_t rows = cpu->batch->n_rows, pairs = rope->dim / 2;
+    const int32_t *positions = batch_positions(cpu->batch);
+
+    ASSERT(rope->dim % 2 == 0 && rope->dim <= ROPE_MAX_DIM);
+    if (cpu->rope_ready && memcmp(&cpu->rope, rope, sizeof(*rope)) == 0)
+        return;
+    cpu->rope = *rope;
+    cpu->rope_ready = 1;
+#pragma omp parallel for num_threads(cpu->threads)                                                 \
+    schedule(static) if (rows * pairs > CPU_PARALLEL_WORK / 32)
+    for (int32_t r = 0; r < rows; r++) {
+        for (int32_t i = 0; i < pairs; i++) {
+            float angle = (float)positions[r] * rope->inv_freq[i];
+            cpu->cos[r * (ROPE_MAX_DIM / 2) + i] = cosf(angle) * rope->magnitude;
+            cpu->sin[r * (ROPE_MAX_DIM / 2) + i] = sinf(angle) * rope->magnitude;
+        }
+    }
+}
+
+static void rotate(float *x, const struct rope_config *rope, const float *cos, const float *sin)
+{
+    int32_t pairs = rope->dim / 2;
+
+    for (int32_t i = 0; i < pairs; i++) {
+        float *a = rope->half_split ? &x[i] : &x[2 * i];
+        float *b = rope->half_split ? &x[i + pairs] : &x[2 * i + 1];
+        float first = *a, second = *b;
+        *a = first * cos[i] - second * sin[i];
+        *b = second * cos[i] + first * sin[i];
+    }
+}
+
+/* Where the cache keeps the token of a row. */
+static float *cache_slot(const struct cpu_backend *cpu, const struct mla_layer *layer, int32_t row)
+{
+    const struct batch *batch = cpu->batch;
+    const struct batch_seq *seq = &batch_seqs(batch)[cpu->row_seq[row]];
+    int32_t position = batch_positions(batch)[row];
+    int64_t page = batch_pages(batch)[seq->first_page + position / KV_PAGE_TOKENS];
+
+    ASSERT(page >= 0 && page < layer->kv_cache.shape[0]);
+    return cpu_f32_out(&layer->kv_cache) +
+           (page * KV_PAGE_TOKENS + position % KV_PAGE_TOKENS) * cpu_last_dim(&layer->kv_cache);
+}
+
+void cpu_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
+                       const struct mla_layer *layer, struct tensor norm, float eps,
+                       const struct rope_config *rope)
+{
+    struct cpu_backend *cpu = cpu_backend(be);
+    const struct mla_shape *mla = &layer->shape;
+    int32_t rows = cpu->batch->n_rows, lora = mla->kv_lora_rank;
+    int64_t head = mla->nope_dim + mla->rope_dim, width = lora + mla->rope_dim;
+
+    ASSERT(q.shape[0] == rows && cpu_last_dim(&q) == mla->heads * head);
+    ASSERT(kv.shape[0] == rows && cpu_last_dim(&kv) == width && rope->dim == mla->rope_dim);
+    ASSERT(cpu_last_dim(&layer->kv_cache) == width && tensor_elements(&norm) == lora);
+    prepare_angles(cpu, rope);
+#pragma omp parallel for num_threads(cpu->threads)                                                 \
+    schedule(static) if (rows * (mla->heads * mla->rope_dim + width) > CPU_PARALLEL_WORK / 4)
+    for (int32_t r = 0; r < rows; r++) {
+        const float *cos = cpu->cos + r * (ROPE_MAX_DIM / 2);
+        const float *sin = cpu->sin + r * (ROPE_MAX_DIM / 2);
+        const float *in = cpu_f32(&kv) + r * width;
+        float *slot = cache_slot(cpu, layer, r);
+
+        for (int32_t h = 0; h < mla->heads; h++)
+            rotate(cpu_f32_out(&q) + (r * mla->heads + h) * head + mla->nope_dim, rope, cos, sin);
+        cpu_rmsnorm_row(slot, in, cpu_f32(&norm), eps, lora);
+        memcpy(slot + lora, in + lora, (size_t)mla->rope_dim * sizeof(float));
+        rotate(slot + lora, rope, cos, sin);
+    }
+}

@@ -1,0 +1,493 @@
+#include "model/bpe.h"
+
+#include "base/memory.h"
+#include "base/panic.h"
+#include "base/utf8.h"
+#include "model/hash_map.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ID_MAX = 1 << 24,           /* ids are below; bounds the tables */
+    SPELLING_MAX = 64 * 1024,   /* bytes of one token */
+    BYTE_CODE_POINTS = 256 + 68 /* code points that spell bytes are below */
+};
+
+/* A token as the file spells it and the bytes that are meant, both in the text pool. */
+struct token {
+    size_t spelling, bytes; /* offsets */
+    uint32_t spelling_len, bytes_len;
+    int32_t id;
+};
+
+struct bpe {
+    struct token *tokens; /* in the order of the file */
+    size_t tokens_n;
+    struct buffer pool;
+    struct hash_map by_spelling; /* hash of spelling (see find_token) -> index in `tokens` */
+    int32_t *by_id;              /* index in `tokens`; -1: none */
+    int32_t size;                /* of by_id */
+    struct hash_map merges;      /* left id << 32 | right id -> rank */
+    int32_t *merged;             /* by rank: the token that comes out */
+    size_t merges_n;
+    bool ignore_merges;                /* a word that is a token is that token, merges or not */
+    size_t longest;                    /* bytes of the longest spelling */
+    int32_t byte_token[256];           /* -1: none */
+    int16_t byte_of[BYTE_CODE_POINTS]; /* code point -> byte it spells, or -1 */
+    char byte_spelling[256][3];        /* byte -> its spelling, NUL-terminated */
+};
+
+/* ---- the byte alphabet ---- */
+
+/* The printable bytes of Latin-1 spell themselves; the others take the code points from 256 on. */
+static void make_alphabet(struct bpe *bpe)
+{
+    uint32_t next = 256;
+
+    memset(bpe->byte_of, -1, sizeof(bpe->byte_of));
+    for (int byte = 0; byte < 256; byte++) {
+        bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte != 0xAD);
+        uint32_t code = printable ? (uint32_t)byte : next++;
+        char utf8[4];
+        int len = utf8_encode(code, utf8);
+        memcpy(bpe->byte_spelling[byte], utf8, (size_t)len); /* 1 or 2 bytes */
+        bpe->byte_of[code] = (int16_t)byte;
+    }
+}
+
+/* Writes the bytes that a spelling stands for; false when it holds other characters. */
+static bool spelled_bytes(const struct bpe *bpe, const char *spelling, size_t len,
+                          struct buffer *out)
+{
+    for (size_t at = 0; at < len;) {
+        uint32_t code;
+        int size = utf8_decode(spelling + at, len - at, &code);
+        ASSERT(size > 0); /* the JSON parser checked */
+        if (code >= BYTE_CODE_POINTS || bpe->byte_of[code] < 0)
+            return false;
+        char byte = (char)bpe->byte_of[code];
+        buffer_append(out, &byte, 1);
+        at += (size_t)size;
+    }
+    return true;
+}
+
+/* ---- the vocabulary ---- */
+
+static bool is_spelled(const struct bpe *bpe, size_t index, const char *spelling, size_t len)
+{
+    const struct token *token = &bpe->tokens[index];
+
+    return token->spelling_len == len &&
+           memcmp(bpe->pool.data + token->spelling, spelling, len) == 0;
+}
+
+/* Index of a spelling in `tokens`, or -1 and in `*free_hash` the key under which to add it. Where
+ * two spellings share a hash, the second is under the hash of the next seed. */
+static int32_t find_token(const struct bpe *bpe, const char *spelling, size_t len,
+                          uint64_t *free_hash)
+{
+    for (uint64_t seed = 0;; seed++) {
+        uint64_t hash = hash_bytes(spelling, len, seed), index;
+        if (!hash_map_get(&bpe->by_spelling, hash, &index)) {
+            *free_hash = hash;
+            return -1;
+        }
+        if (is_spelled(bpe, index, spelling, len))
+            return (int32_t)index;
+    }
+}
+
+int32_t bpe_find(const struct bpe *bpe, const char *spelling, size_t len)
+{
+    uint64_t hash;
+    int32_t index = find_token(bpe, spelling, len, &hash);
+
+    return index < 0 ? -1 : bpe->tokens[index].id;
+}
+
+/* Adds one token; a spelling that comes again takes the later id. */
+static int add_token(struct bpe *bpe, const char *spelling, int32_t id, struct error *err)
+{
+    size_t len = strlen(spelling);
+    uint64_t hash;
+    int32_t index = find_token(bpe, spelling, len, &hash);
+
+    if (len > SPELLING_MAX)
+        return error_set(err, "the token with id %d is longer than %d bytes", id, SPELLING_MAX);
+    if (index >= 0) {
+        bpe->tokens[index].id = id;
+        return 0;
+    }
+    struct token *token = &bpe->tokens[bpe->tokens_n];
+    *token = (struct token){.spelling = bpe->pool.len, .spelling_len = (uint32_t)len, .id = id};
+    buffer_append(&bpe->pool, spelling, len);
+    token->bytes = bpe->pool.len;
+    if (spelled_bytes(bpe, spelling, len, &bpe->pool)) {
+        token->bytes_len = (uint32_t)(bpe->pool.len - token->bytes);
+    } else {
+        token->bytes = token->spelling;
+        token->bytes_len = token->spelling_len;
+    }
+    if (bpe->pool.overflowed)
+        return error_set(err, "the tokens of the vocabulary are too long");
+    hash_map_set(&bpe->by_spelling, hash, bpe->tokens_n++);
+    bpe->longest = len > bpe->longest ? len : bpe->longest;
+    return 0;
+}
+
+/* Fills what is looked up by id and by byte, once all tokens are known. */
+static void index_tokens(struct bpe *bpe)
+{
+    for (size_t i = 0; i < bpe->tokens_n; i++)
+        if (bpe->tokens[i].id >= bpe->size)
+            bpe->size = bpe->tokens[i].id + 1;
+    bpe->by_id = mem_alloc((size_t)bpe->size * sizeof(*bpe->by_id));
+    memset(bpe->by_id, -1, (size_t)bpe->size * sizeof(*bpe->by_id));
+    for (size_t i = 0; i < bpe->tokens_n; i++)
+        bpe->by_id[bpe->tokens[i].id] = (int32_t)i;
+    for (int byte = 0; byte < 256; byte++)
+        bpe->byte_token[byte] =
+            bpe_find(bpe, bpe->byte_spelling[byte], strlen(bpe->byte_spelling[byte]));
+}
+
+static int load_vocab(struct bpe *bpe, const struct json *vocab, struct error *err)
+{
+    if (!json_is(vocab, JSON_OBJECT) || json_count(vocab) == 0)
+        return error_set(err, "\"vocab\" must be an object of tokens and their ids");
+    size_t count = json_count(vocab);
+    bpe->tokens = mem_zalloc(count, sizeof(*bpe->tokens));
+    hash_map_init(&bpe->by_spelling, count);
+    for (const struct json *m = json_first(vocab); m; m = json_next(m)) {
+        int64_t id;
+        if (!json_integer(m, &id) || id < 0 || id >= ID_MAX)
+            return error_set(err, "\"vocab\": the id of \"%.100s\" must be an integer from 0 to %d",
+                             json_key(m), ID_MAX - 1);
+        if (add_token(bpe, json_key(m), (int32_t)id, err))
+            return -1;
+    }
+    index_tokens(bpe);
+    return 0;
+}
+
+/* ---- the merges ---- */
+
+/* The two sides of a merge, written "a b" or ["a", "b"]. */
+static int merge_sides(const struct json *merge, const char *side[2], size_t len[2])
+{
+    if (json_is(merge, JSON_STRING)) {
+        side[0] = json_string(merge);
+        const char *space = strchr(side[0], ' ');
+        if (!space || strchr(space + 1, ' '))
+            return -1;
+        side[1] = space + 1;
+        len[0] = (size_t)(space - side[0]);
+        len[1] = strlen(side[1]);
+        return 0;
+    }
+    if (!json_is(merge, JSON_ARRAY) || json_count(merge) != 2)
+        return -1;
+    const struct json *item = json_first(merge);
+    for (int i = 0; i < 2; i++, item = json_next(item)) {
+        if (!json_is(item, JSON_STRING))
+            return -1;
+        side[i] = json_string(item);
+        len[i] = strlen(side[i]);
+    }
+    return 0;
+}
+
+/* Index of the token that a merge makes, or -1. Vocabularies list tokens in the order of the merges
+ * that make them, so the one after the last merge's is tried before the slow look-up. */
+static int32_t find_merged(const struct bpe *bpe, const char *joined, size_t len, int32_t last)
+{
+    uint64_t hash;
+
+    if ((size_t)last + 1 < bpe->tokens_n && is_spelled(bpe, (size_t)last + 1, joined, len))
+        return last + 1;
+    return find_token(bpe, joined, len, &hash);
+}
+
+/* Adds the next merge. `*last` is the index of the token that the one before makes. */
+static int add_merge(struct bpe *bpe, const struct json *merge, int32_t *last, struct error *err)
+{
+    char joined[2 * SPELLING_MAX];
+    const char *side[2];
+    size_t len[2];
+    int32_t left, right, both = -1;
+
+    if (merge_sides(merge, side, len))
+        return error_set(err, "\"merges\": number %zu must be \"a b\" or [\"a\", \"b\"]",
+                         bpe->merges_n + 1);
+    left = bpe_find(bpe, side[0], len[0]);
+    right = bpe_find(bpe, side[1], len[1]);
+    if (left >= 0 && right >= 0) { /* so neither is longer than SPELLING_MAX */
+        memcpy(joined, side[0], len[0]);
+        memcpy(joined + len[0], side[1], len[1]);
+        both = find_merged(bpe, joined, len[0] + len[1], *last);
+    }
+    if (both < 0)
+        return error_set(err,
+                         "\"merges\": number %zu (\"%.100s\") needs a token that \"vocab\" "
+                         "does not have",
+                         bpe->merges_n + 1, side[0]);
+    /* A pair that comes again takes the later rank, as in `tokenizers`. */
+    hash_map_set(&bpe->merges, (uint64_t)left << 32 | (uint32_t)right, bpe->merges_n);
+    bpe->merged[bpe->merges_n++] = bpe->tokens[both].id;
+    *last = both;
+    return 0;
+}
+
+static int load_merges(struct bpe *bpe, const struct json *merges, struct error *err)
+{
+    if (!json_is(merges, JSON_ARRAY))
+        return error_set(err, "\"merges\" must be an array");
+    size_t count = json_count(merges);
+    int32_t last = -1;
+    bpe->merged = mem_zalloc(count + 1, sizeof(*bpe->merged));
+    hash_map_init(&bpe->merges, count);
+    for (const struct json *m = json_first(merges); m; m = json_next(m)) {
+        if (json_is(m, JSON_STRING) && strncmp(json_string(m), "#version", 8) == 0)
+            continue; /* the head line of an old merges.txt */
+        if (add_merge(bpe, m, &last, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- loading ---- */
+
+/* Settings that change what a word becomes must be off. */
+static int check_settings(const struct json *model, struct error *err)
+{
+    static const char *const names[] = {"dropout", "unk_token", "continuing_subword_prefix",
+                                        "end_of_word_suffix", "byte_fallback"};
+    const struct json *type = json_get(model, "type");
+
+    if (!json_is(model, JSON_OBJECT))
+        return error_set(err, "it must be an object");
+    if (type && (!json_is(type, JSON_STRING) || strcmp(json_string(type), "BPE") != 0))
+        return error_set(err, "the type \"%s\" is not supported; BPE is",
+                         json_is(type, JSON_STRING) ? json_string(type) : json_type_name(type));
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        const struct json *value = json_get(model, names[i]);
+        bool off = !value || json_is(value, JSON_NULL) ||
+                   (json_is(value, JSON_BOOL) && !json_bool(value)) ||
+                   (json_is(value, JSON_NUMBER) && json_number(value) == 0) ||
+                   (json_is(value, JSON_STRING) && json_string(value)[0] == '\0');
+        if (!off)
+            return error_set(err, "\"%s\" is set, which is not supported", names[i]);
+    }
+    return 0;
+}
+
+struct bpe *bpe_load(const struct json *model, struct error *err)
+{
+    struct bpe *bpe = mem_zalloc(1, sizeof(*bpe));
+    const struct json *ignore = json_get(model, "ignore_merges");
+
+    make_alphabet(bpe);
+    buffer_init(&bpe->pool, (size_t)1 << 30);
+    bpe->ignore_merges = json_is(ignore, JSON_BOOL) && json_bool(ignore);
+    if (check_settings(model, err) || load_vocab(bpe, json_get(model, "vocab"), err) ||
+        load_merges(bpe, json_get(model, "merges"), err)) {
+        error_prefix(err, "model");
+        bpe_free(bpe);
+        return NULL;
+    }
+    return bpe;
+}
+
+void bpe_free(struct bpe *bpe)
+{
+    if (!bpe)
+        return;
+    free(bpe->tokens);
+    buffer_free(&bpe->pool);
+    hash_map_free(&bpe->by_spelling);
+    free(bpe->by_id);
+    hash_map_free(&bpe->merges);
+    free(bpe->merged);
+    free(bpe);
+}
+
+int32_t bpe_size(const struct bpe *bpe)
+{
+    return bpe->size;
+}
+
+const char *bpe_bytes(const struct bpe *bpe, int32_t id, size_t *len)
+{
+    if (id < 0 || id >= bpe->size || bpe->by_id[id] < 0)
+        return NULL;
+    const struct token *token = &bpe->tokens[bpe->by_id[id]];
+    *len = token->bytes_len;
+    return bpe->pool.data + token->bytes;
+}
+
+/* ---- encoding a word ---- */
+
+/* The word is a doubly linked list of symbols in an array; a joined symbol stays at the index of
+ * its left part, and the right part is marked dead. The heap holds the candidate merges as rank <<
+ * 32 | index of the left symbol, so the smallest is the next to do; entries that later merges made
+ * stale are recognised when they come up. */
+struct symbol {
+    int32_t id; /* -1: dead */
+    uint32_t previous, next;
+};
+
+enum { NO_SYMBOL = UINT32_MAX };
+
+struct bpe_scratch {
+    struct symbol *symbols;
+    size_t symbols_cap;
+    uint64_t *heap;
+    size_t heap_len, heap_cap;
+    struct buffer spelling;
+};
+
+struct bpe_scratch *bpe_scratch_new(void)
+{
+    struct bpe_scratch *scratch = mem_zalloc(1, sizeof(*scratch));
+
+    buffer_init(&scratch->spelling, 2 * SPELLING_MAX);
+    return scratch;
+}
+
+void bpe_scratch_free(struct bpe_scratch *scratch)
+{
+    if (!scratch)
+        return;
+    free(scratch->symbols);
+    free(scratch->heap);
+    buffer_free(&scratch->spelling);
+    free(scratch);
+}
+
+static void heap_push(struct bpe_scratch *s, uint64_t entry)
+{
+    if (s->heap_len == s->heap_cap) {
+        s->heap_cap = s->heap_cap ? 2 * s->heap_cap : 64;
+        s->heap = mem_resize(s->heap, s->heap_cap, sizeof(*s->heap));
+    }
+    size_t at = s->heap_len++;
+    while (at > 0 && s->heap[(at - 1) / 2] > entry) {
+        s->heap[at] = s->heap[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    s->heap[at] = entry;
+}
+
+static uint64_t heap_pop(struct bpe_scratch *s)
+{
+    uint64_t top = s->heap[0], last = s->heap[--s->heap_len];
+    size_t at = 0;
+
+    for (;;) {
+        size_t child = 2 * at + 1;
+        if (child + 1 < s->heap_len && s->heap[child + 1] < s->heap[child])
+            child++;
+        if (child >= s->heap_len || s->heap[child] >= last)
+            break;
+        s->heap[at] = s->heap[child];
+        at = child;
+    }
+    s->heap[at] = last;
+    return top;
+}
+
+/* Rank of the merge of the symbol at `left` with the next one; false when there is none. */
+static bool merge_rank(const struct bpe *bpe, const struct bpe_scratch *s, uint32_t left,
+                       uint64_t *rank)
+{
+    const struct symbol *symbol = &s->symbols[left];
+
+    if (symbol->next == NO_SYMBOL)
+        return false;
+    uint64_t pair = (uint64_t)symbol->id << 32 | (uint32_t)s->symbols[symbol->next].id;
+    return hash_map_get(&bpe->merges, pair, rank);
+}
+
+static void push_merge(const struct bpe *bpe, struct bpe_scratch *s, uint32_t left)
+{
+    uint64_t rank;
+
+    if (left != NO_SYMBOL && merge_rank(bpe, s, left, &rank))
+        heap_push(s, rank << 32 | left);
+}
+
+/* One symbol a byte, and the merges of neighbours. Returns how many symbols. */
+static uint32_t start_word(const struct bpe *bpe, struct bpe_scratch *s, const char *word,
+                           size_t len)
+{
+    uint32_t n = 0;
+
+    if (len > s->symbols_cap) {
+        s->symbols_cap = len;
+        s->symbols = mem_resize(s->symbols, len, sizeof(*s->symbols));
+    }
+    for (size_t i = 0; i < len; i++) {
+        int32_t id = bpe->byte_token[(unsigned char)word[i]];
+        if (id < 0)
+            continue;
+        s->symbols[n] = (struct symbol){id, n - 1, n + 1}; /* 0 - 1 is NO_SYMBOL */
+        n++;
+    }
+    if (n > 0)
+        s->symbols[n - 1].next = NO_SYMBOL;
+    s->heap_len = 0;
+    for (uint32_t i = 0; i < n; i++)
+        push_merge(bpe, s, i);
+    return n;
+}
+
+static void merge_all(const struct bpe *bpe, struct bpe_scratch *s)
+{
+    while (s->heap_len > 0) {
+        uint64_t entry = heap_pop(s), rank;
+        uint32_t left = (uint32_t)entry;
+        int32_t merged = bpe->merged[entry >> 32];
+        struct symbol *symbol = &s->symbols[left];
+
+        if (symbol->id < 0 || !merge_rank(bpe, s, left, &rank) || bpe->merged[rank] != merged)
+            continue; /* stale */
+        struct symbol *right = &s->symbols[symbol->next];
+        symbol->id = merged;
+        symbol->next = right->next;
+        right->id = -1;
+        if (symbol->next != NO_SYMBOL)
+            s->symbols[symbol->next].previous = left;
+        push_merge(bpe, s, symbol->previous);
+        push_merge(bpe, s, left);
+    }
+}
+
+/* The token that spells the whole word, or -1. */
+static int32_t find_word(const struct bpe *bpe, struct bpe_scratch *s, const char *word, size_t len)
+{
+    if (len > bpe->longest) /* a spelling is at least as long as its bytes */
+        return -1;
+    buffer_clear(&s->spelling);
+    for (size_t i = 0; i < len; i++)
+        buffer_append_str(&s->spelling, bpe->byte_spelling[(unsigned char)word[i]]);
+    return bpe_find(bpe, s->spelling.data, s->spelling.len);
+}
+
+int bpe_encode(const struct bpe *bpe, struct bpe_scratch *scratch, const char *word, size_t len,
+               struct token_list *out)
+{
+    ASSERT(len > 0 && len < NO_SYMBOL);
+    if (bpe->ignore_merges) {
+        int32_t id = find_word(bpe, scratch, word, len);
+        if (id >= 0)
+            return token_list_push(out, id);
+    }
+    if (start_word(bpe, scratch, word, len) == 0)
+        return 0;
+    merge_all(bpe, scratch);
+    for (uint32_t i = 0; i != NO_SYMBOL; i = scratch->symbols[i].next)
+        if (token_list_push(out, scratch->symbols[i].id))
+            return -1;
+    return 0;
+}

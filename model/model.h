@@ -1,0 +1,30 @@
+/* A model that is loaded and ready to run on a backend: configuration, weights, working memory and
+ * the KV cache's tensors. model_forward is the whole transformer on one screen. */
+#pragma once
+
+#include "base/error.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+
+#include <stdatomic.h>
+
+struct model;
+
+/* Reads the checkpoint folder's weights onto the backend. The config is copied; the backend is
+ * borrowed and must outlive the model. NULL and a message on error; see weights_load for `cancel`.
+ */
+struct model *model_load(const char *dir, const struct model_config *config, struct backend *be,
+                         const atomic_int *cancel, struct error *err);
+
+/* Takes working memory for steps within `limits` and a KV cache of `kv_pages` pages. Once, before
+ * the first step. */
+int model_reserve(struct model *model, struct batch_limits limits, int32_t kv_pages,
+                  struct error *err);
+void model_free(struct model *model);
+
+/* Bytes of KV cache that one token takes over all layers. */
+size_t model_kv_token_bytes(const struct model_config *config, enum dtype kv_dtype);
+
+/* Queues the forward pass of the batch on the backend. Returns the logits (R, V), F32, of its
+ * logit rows, in order; valid until the next forward. */
+struct tensor model_forward(struct model *model, const struct batch *batch);

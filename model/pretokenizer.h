@@ -1,0 +1,26 @@
+/* Pre-tokenization: a text to the words that BPE encodes each on its own. The steps of a
+ * tokenizer.json's "pre_tokenizer" are applied in order, each to every piece that the step before
+ * made; a pattern sees its piece and nothing beyond. */
+#pragma once
+
+#include "base/error.h"
+#include "base/json.h"
+#include "model/pattern.h"
+
+#include <stddef.h>
+
+struct pretokenizer;
+
+/* From the "pre_tokenizer" object: Split, Digits and ByteLevel, or a Sequence of them that ends
+ * with ByteLevel. NULL and a message naming what is not supported. */
+struct pretokenizer *pretokenizer_load(const struct json *object, struct error *err);
+void pretokenizer_free(struct pretokenizer *pre);
+
+/* Takes one word, never empty; the memory is valid during the call. Not 0 ends the split. */
+typedef int (*word_function)(void *context, const char *word, size_t len);
+
+/* Gives the words of `text` (valid UTF-8) in order. -1 with a message when the matcher's limits are
+ * passed; otherwise what the function returned last. */
+int pretokenizer_split(const struct pretokenizer *pre, struct pattern_scratch *scratch,
+                       const char *text, size_t len, word_function take, void *context,
+                       struct error *err);

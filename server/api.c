@@ -1,0 +1,366 @@
+#include "server/api.h"
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "server/api_error.h"
+#include "server/api_params.h"
+#include "server/api_prompt.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+enum { PAGE_MAX = 1 << 20, REQUEST_ID_MAX = 128 };
+
+struct route {
+    const char *path;
+    const char *methods; /* as the Allow header shows them */
+    void (*handle)(struct api *api, struct http_exchange *ex);
+};
+
+/* ---- generation --------------------------------------------------------------------------- */
+
+/* Whether requests for the model can be taken now. */
+static int check_serving(const struct api *api, struct api_fault *fault)
+{
+    static const char *const why[] = {
+        [SERVICE_LOADING] = "The model is still loading. Please retry shortly.",
+        [SERVICE_DRAINING] = "The server is shutting down. Please retry with another one.",
+        [SERVICE_FAILED] = "The model can't be served; see the server's log.",
+    };
+
+    if (api->state == SERVICE_READY)
+        return 0;
+    api_fault_set(fault, 503, NULL, "%s", why[api->state]);
+    fault->retry_after_s = 1;
+    return -1;
+}
+
+/* JSON by its content type; none at all is taken for JSON. */
+static int check_content_type(const struct http_exchange *ex, struct api_fault *fault)
+{
+    const char *type = http_header(ex, "Content-Type");
+
+    if (!type || !*type || strncasecmp(type, "application/json", 16) == 0 ||
+        strcasestr(type, "+json"))
+        return 0;
+    return api_fault_set(fault, 415, NULL,
+                         "The body must be JSON: send the header "
+                         "'Content-Type: application/json' (got '%.100s').",
+                         type);
+}
+
+/* An absent or empty model means the one that is served. */
+static int check_model(const struct api *api, const struct json *body, struct api_fault *fault)
+{
+    const struct json *model = json_get(body, "model");
+
+    if (!model || json_type(model) == JSON_NULL)
+        return 0;
+    if (!json_is(model, JSON_STRING))
+        return api_fault_set(fault, 400, "model", "'model' must be a string, not %s.",
+                             json_type_name(model));
+    if (!*json_string(model) || strcmp(json_string(model), api->model_name) == 0)
+        return 0;
+    api_fault_set(fault, 404, "model", "The model '%.200s' does not exist; this server has '%s'.",
+                  json_string(model), api->model_name);
+    fault->code = "model_not_found";
+    return -1;
+}
+
+static int start_generation(struct api *api, struct http_exchange *ex, const struct json *body,
+                            enum api_kind kind, struct api_fault *fault)
+{
+    const struct engine_model *model = engine_model(api->engine);
+    struct api_params params;
+    struct prompt *prompts;
+    int n_prompts;
+
+    if (check_model(api, body, fault) ||
+        api_params_parse(&params, body, kind, &model->config, fault))
+        return -1;
+    if (api_prompts_parse(body, &params, model, &prompts, &n_prompts, fault)) {
+        api_params_free(&params);
+        return -1;
+    }
+    if (generations_start(api->generations, ex, &params, prompts, n_prompts, fault)) {
+        prompts_free(prompts, n_prompts);
+        api_params_free(&params);
+        return -1;
+    }
+    return 0;
+}
+
+/* `kind_of` picks the API by the body. */
+static void generate(struct api *api, struct http_exchange *ex,
+                     enum api_kind (*kind_of)(const struct json *body))
+{
+    struct api_fault fault;
+    struct error err;
+    size_t len;
+    const char *text = http_body(ex, &len);
+
+    if (check_serving(api, &fault) || check_content_type(ex, &fault)) {
+        api_fault_respond(&fault, ex);
+        return;
+    }
+    struct json *body = json_parse(text, len, &err);
+    if (!body)
+        api_fault_set(&fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
+    else if (!json_is(body, JSON_OBJECT))
+        api_fault_set(&fault, 400, NULL, "The body must be a JSON object, not %s.",
+                      json_type_name(body));
+    if (!json_is(body, JSON_OBJECT) || start_generation(api, ex, body, kind_of(body), &fault))
+        api_fault_respond(&fault, ex);
+    json_free(body);
+}
+
+static enum api_kind always_chat(const struct json *body)
+{
+    (void)body;
+    return API_CHAT;
+}
+
+static enum api_kind always_completion(const struct json *body)
+{
+    (void)body;
+    return API_COMPLETION;
+}
+
+static enum api_kind by_fields(const struct json *body)
+{
+    return json_get(body, "messages") ? API_CHAT : API_COMPLETION;
+}
+
+static void chat_completions(struct api *api, struct http_exchange *ex)
+{
+    generate(api, ex, always_chat);
+}
+
+static void completions(struct api *api, struct http_exchange *ex)
+{
+    generate(api, ex, always_completion);
+}
+
+/* SageMaker's one path for inference. */
+static void invocations(struct api *api, struct http_exchange *ex)
+{
+    generate(api, ex, by_fields);
+}
+
+/* ---- state -------------------------------------------------------------------------------- */
+
+static void respond_state(struct http_exchange *ex, bool good)
+{
+    http_respond(ex, good ? 200 : 503, "text/plain", "", 0);
+}
+
+/* Liveness: also while loading and draining. */
+static void health(struct api *api, struct http_exchange *ex)
+{
+    respond_state(ex, api->state != SERVICE_FAILED);
+}
+
+/* Readiness; SageMaker's /ping asks the same. */
+static void ready(struct api *api, struct http_exchange *ex)
+{
+    respond_state(ex, api->state == SERVICE_READY);
+}
+
+static void write_model(const struct api *api, struct buffer *out)
+{
+    const struct engine_model *model = engine_model(api->engine);
+
+    buffer_append_str(out, "{\"id\":");
+    json_write_string(out, api->model_name, -1);
+    buffer_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"mlad\",\"root\":",
+                  (long long)api->started);
+    json_write_string(out, api->model_dir, -1);
+    if (model)
+        buffer_printf(out, ",\"parent\":null,\"max_model_len\":%d}", model->max_model_len);
+    else
+        buffer_append_str(out, ",\"parent\":null,\"max_model_len\":null}");
+}
+
+static void models(struct api *api, struct http_exchange *ex)
+{
+    struct buffer out;
+
+    buffer_init(&out, PAGE_MAX);
+    buffer_append_str(&out, "{\"object\":\"list\",\"data\":[");
+    write_model(api, &out);
+    buffer_append_str(&out, "]}");
+    http_respond(ex, 200, "application/json", out.data, out.len);
+    buffer_free(&out);
+}
+
+static void model_by_name(struct api *api, struct http_exchange *ex)
+{
+    const char *name = http_path(ex) + strlen("/v1/models/");
+    struct api_fault fault;
+    struct buffer out;
+
+    if (strcmp(name, api->model_name) != 0) {
+        api_fault_set(&fault, 404, "model",
+                      "The model '%.200s' does not exist; this server has "
+                      "'%s'.",
+                      name, api->model_name);
+        fault.code = "model_not_found";
+        api_fault_respond(&fault, ex);
+        return;
+    }
+    buffer_init(&out, PAGE_MAX);
+    write_model(api, &out);
+    http_respond(ex, 200, "application/json", out.data, out.len);
+    buffer_free(&out);
+}
+
+static void version(struct api *api, struct http_exchange *ex)
+{
+    static const char body[] = "{\"version\":\"" MLAD_VERSION "\"}";
+
+    (void)api;
+    http_respond(ex, 200, "application/json", body, sizeof(body) - 1);
+}
+
+static void metrics(struct api *api, struct http_exchange *ex)
+{
+    struct metrics_now now = {.connections = http_connections(api->http),
+                              .exchanges = http_active(api->http) - 1, /* not this one */
+                              .buffered_bytes = http_buffered(api->http)};
+    struct buffer page;
+
+    buffer_init(&page, PAGE_MAX);
+    metrics_write(api->metrics, &now, &page);
+    http_respond(ex, 200, "text/plain; version=0.0.4; charset=utf-8", page.data, page.len);
+    buffer_free(&page);
+}
+
+/* ---- dispatch ----------------------------------------------------------------------------- */
+
+static const struct route routes[] = {
+    {"/v1/chat/completions", "POST", chat_completions},
+    {"/v1/completions", "POST", completions},
+    {"/invocations", "POST", invocations},
+    {"/v1/models", "GET, HEAD", models},
+    {"/v1/models/", "GET, HEAD", model_by_name}, /* and what follows */
+    {"/health", "GET, HEAD", health},
+    {"/ready", "GET, HEAD", ready},
+    {"/ping", "GET, HEAD, POST", ready},
+    {"/version", "GET, HEAD", version},
+    {"/metrics", "GET, HEAD", metrics},
+};
+
+static const struct route *find_route(const char *path)
+{
+    for (size_t i = 0; i < sizeof(routes) / sizeof(routes[0]); i++) {
+        size_t len = strlen(routes[i].path);
+        bool prefix = routes[i].path[len - 1] == '/';
+        if (prefix ? strncmp(path, routes[i].path, len) == 0 && path[len]
+                   : strcmp(path, routes[i].path) == 0)
+            return &routes[i];
+    }
+    return NULL;
+}
+
+static bool allows(const struct route *route, const char *method)
+{
+    size_t len = strlen(method);
+    const char *at = route->methods;
+
+    while ((at = strstr(at, method)) != NULL) {
+        bool starts = at == route->methods || at[-1] == ' ';
+        if (starts && (at[len] == ',' || at[len] == '\0'))
+            return true;
+        at += len;
+    }
+    return false;
+}
+
+/* Every answer names its request: the client's own id when it is a decent one, else a new one. */
+static void add_request_id(struct http_exchange *ex)
+{
+    const char *given = http_header(ex, "x-request-id");
+    size_t len = given ? strlen(given) : 0;
+    char made[32];
+    bool decent = len > 0 && len <= REQUEST_ID_MAX;
+
+    for (size_t i = 0; decent && i < len; i++)
+        decent = given[i] > 0x20 && given[i] < 0x7f;
+    snprintf(made, sizeof(made), "req-%016llx", (unsigned long long)clock_entropy());
+    http_add_header(ex, "x-request-id", decent ? given : made);
+}
+
+static void on_request(void *arg, struct http_exchange *ex)
+{
+    struct api *api = arg;
+    const struct route *route = find_route(http_path(ex));
+    struct api_fault fault;
+
+    add_request_id(ex);
+    log_debug("%s %s %s", http_peer(ex), http_method(ex), http_path(ex));
+    if (!route) {
+        api_fault_set(&fault, 404, NULL,
+                      "There is no '%.200s' here. See /v1/chat/completions, "
+                      "/v1/completions, /v1/models, /health, /ready, /metrics.",
+                      http_path(ex));
+        api_fault_respond(&fault, ex);
+    } else if (!allows(route, http_method(ex))) {
+        api_fault_set(&fault, 405, NULL, "%s takes %s, not %.20s.", http_path(ex), route->methods,
+                      http_method(ex));
+        http_add_header(ex, "Allow", route->methods);
+        api_fault_respond(&fault, ex);
+    } else {
+        route->handle(api, ex);
+    }
+}
+
+static void on_closed(void *arg, struct http_exchange *ex, enum http_end how)
+{
+    struct api *api = arg;
+
+    if (how == HTTP_CLIENT_GONE)
+        log_debug("%s went away", http_peer(ex));
+    if (http_context(ex))
+        generations_closed(api->generations, ex);
+}
+
+/* What http.c refuses by itself, in the API's words. */
+static void on_refusal(void *arg, int status, char *body, size_t size)
+{
+    struct api *api = arg;
+    struct api_fault fault;
+    struct buffer out;
+
+    switch (status) {
+    case 413:
+        metrics_count_limit(api->metrics, LIMIT_BODY);
+        api_fault_set(&fault, status, NULL, "The body is larger than the limit of %lld MiB.",
+                      (long long)api->options->max_body_mib);
+        break;
+    case 408:
+        metrics_count_limit(api->metrics, LIMIT_READ_TIME);
+        api_fault_set(&fault, status, NULL, "The request did not arrive within %lld seconds.",
+                      (long long)api->options->read_timeout_s);
+        break;
+    case 503:
+        metrics_count_limit(api->metrics, LIMIT_CONNECTIONS);
+        api_fault_set(&fault, status, NULL,
+                      "The server has as many connections as it takes (%lld).",
+                      (long long)api->options->max_connections);
+        break;
+    default:
+        api_fault_set(&fault, status, NULL, "The request is not valid HTTP/1.1.");
+    }
+    buffer_init(&out, PAGE_MAX);
+    api_fault_write(&fault, &out);
+    snprintf(body, size, "%s", out.data);
+    buffer_free(&out);
+}
+
+struct http_callbacks api_callbacks(struct api *api)
+{
+    return (struct http_callbacks){
+        .arg = api, .request = on_request, .closed = on_closed, .refusal = on_refusal};
+}

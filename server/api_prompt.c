@@ -1,0 +1,272 @@
+#include "server/api_prompt.h"
+
+#include "base/memory.h"
+#include "model/chat.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_MESSAGES = 16384 };
+
+/* Encoding stops at the first token past the context, so the cost of a prompt is bounded. */
+static struct token_list context_list(const struct engine_model *model)
+{
+    struct token_list list;
+
+    token_list_init(&list, (size_t)model->max_model_len);
+    return list;
+}
+
+/* Why encoding failed: most likely the prompt is too long. */
+static int encode_fault(const struct engine_model *model, const struct token_list *list,
+                        const char *param, const struct error *err, struct api_fault *fault)
+{
+    if (list->len < list->max)
+        return api_fault_set(fault, 400, param, "%s", err->message);
+    api_fault_set(fault, 400, param,
+                  "This model's maximum context length is %d tokens, and the "
+                  "prompt is longer than that. Please reduce its length.",
+                  model->max_model_len);
+    fault->code = "context_length_exceeded";
+    return -1;
+}
+
+/* ---- chat --------------------------------------------------------------------------------- */
+
+/* Text of a message: a string, or a list of {"type": "text", "text": …} joined by newlines. The
+ * caller frees it. */
+static char *message_text(const struct json *content, struct api_fault *fault)
+{
+    struct buffer text;
+    bool first = true;
+
+    if (!content || json_type(content) == JSON_NULL)
+        return mem_strdup("");
+    if (json_is(content, JSON_STRING))
+        return mem_strdup(json_string(content));
+    if (!json_is(content, JSON_ARRAY)) {
+        api_fault_set(fault, 400, "messages",
+                      "A message's 'content' must be a string or a list of "
+                      "parts, not %s.",
+                      json_type_name(content));
+        return NULL;
+    }
+    buffer_init(&text, 1u << 31);
+    buffer_append_str(&text, "");
+    for (const struct json *part = json_first(content); part; part = json_next(part)) {
+        const struct json *type = json_get(part, "type"), *value = json_get(part, "text");
+        if (!json_is(type, JSON_STRING) || strcmp(json_string(type), "text") != 0 ||
+            !json_is(value, JSON_STRING)) {
+            buffer_free(&text);
+            api_fault_set(fault, 400, "messages",
+                          "Parts of a message must be "
+                          "{\"type\": \"text\", \"text\": …}: this model reads text only.");
+            return NULL;
+        }
+        buffer_append_str(&text, first ? "" : "\n");
+        buffer_append_str(&text, json_string(value));
+        first = false;
+    }
+    return text.data;
+}
+
+static int parse_message(const struct json *value, size_t index, struct chat_message *message,
+                         struct api_fault *fault)
+{
+    const struct json *role = json_get(value, "role");
+
+    if (!json_is(value, JSON_OBJECT))
+        return api_fault_set(fault, 400, "messages", "messages[%zu] must be an object, not %s.",
+                             index, json_type_name(value));
+    if (!json_is(role, JSON_STRING))
+        return api_fault_set(fault, 400, "messages",
+                             "messages[%zu] needs a 'role' that is a "
+                             "string.",
+                             index);
+    const struct json *calls = json_get(value, "tool_calls");
+    if (calls && json_type(calls) != JSON_NULL && json_count(calls) > 0)
+        return api_fault_set(fault, 400, "messages",
+                             "messages[%zu]: 'tool_calls' is not supported "
+                             "by this server.",
+                             index);
+    message->role = json_string(role);
+    message->content = message_text(json_get(value, "content"), fault);
+    return message->content ? 0 : -1;
+}
+
+static int parse_messages(const struct json *body, struct chat_message **messages, size_t *n,
+                          struct api_fault *fault)
+{
+    const struct json *list = json_get(body, "messages");
+    size_t count = json_is(list, JSON_ARRAY) ? json_count(list) : 0;
+
+    *n = 0;
+    *messages = NULL;
+    if (count == 0)
+        return api_fault_set(fault, 400, "messages",
+                             "'messages' must be a list with at least one "
+                             "message.");
+    if (count > MAX_MESSAGES)
+        return api_fault_set(fault, 400, "messages", "'messages' may hold at most %d messages.",
+                             MAX_MESSAGES);
+    *messages = mem_zalloc(count, sizeof(**messages));
+    for (const struct json *v = json_first(list); v; v = json_next(v)) {
+        if (parse_message(v, *n, &(*messages)[*n], fault))
+            return -1;
+        (*n)++;
+    }
+    return 0;
+}
+
+static int chat_prompt(const struct json *body, const struct api_params *params,
+                       const struct engine_model *model, struct prompt *prompt,
+                       struct api_fault *fault)
+{
+    struct chat_message *messages;
+    struct error err;
+    size_t n;
+    int rc = parse_messages(body, &messages, &n, fault);
+
+    if (rc == 0 && !chat_supported(model->tokenizer))
+        rc = api_fault_set(fault, 400, "messages",
+                           "This model has no chat format that the server "
+                           "knows; use /v1/completions.");
+    if (rc == 0) {
+        struct chat_options options = {
+            .add_generation_prompt = params->add_generation_prompt,
+            .continue_final_message = params->continue_final_message,
+        };
+        rc = chat_encode(model->tokenizer, messages, n, options, &prompt->tokens, &err);
+        if (rc)
+            encode_fault(model, &prompt->tokens, "messages", &err, fault);
+    }
+    for (size_t i = 0; i < n; i++)
+        free((char *)messages[i].content);
+    free(messages);
+    return rc;
+}
+
+/* ---- completions -------------------------------------------------------------------------- */
+
+static int text_prompt(const char *text, const struct api_params *params,
+                       const struct engine_model *model, struct prompt *prompt,
+                       struct api_fault *fault)
+{
+    int32_t bos = tokenizer_bos(model->tokenizer);
+    struct error err;
+
+    if (params->add_special_tokens && bos >= 0)
+        token_list_push(&prompt->tokens, bos);
+    if (tokenizer_encode(model->tokenizer, text, strlen(text), ENCODE_WITH_SPECIALS,
+                         &prompt->tokens, &err))
+        return encode_fault(model, &prompt->tokens, "prompt", &err, fault);
+    if (prompt->tokens.len == 0)
+        return api_fault_set(fault, 400, "prompt", "'prompt' must not be empty.");
+    prompt->echo = mem_strdup(text);
+    return 0;
+}
+
+/* What echo repeats of a prompt that came as ids. */
+static char *decode_ids(const struct engine_model *model, const struct token_list *tokens)
+{
+    struct detokenizer detok;
+    struct buffer text;
+
+    detokenizer_init(&detok);
+    buffer_init(&text, 1u << 31);
+    buffer_append_str(&text, "");
+    for (size_t i = 0; i < tokens->len; i++)
+        detokenizer_push(&detok, model->tokenizer, tokens->ids[i], true, &text);
+    detokenizer_finish(&detok, &text);
+    return text.data;
+}
+
+static int ids_prompt(const struct json *ids, const struct api_params *params,
+                      const struct engine_model *model, struct prompt *prompt,
+                      struct api_fault *fault)
+{
+    struct error none = {""};
+
+    for (const struct json *v = json_first(ids); v; v = json_next(v)) {
+        int64_t id;
+        if (!json_integer(v, &id) || id < 0 || id >= model->config.vocab_size)
+            return api_fault_set(fault, 400, "prompt",
+                                 "'prompt' holds something that is not a "
+                                 "token id (0 to %d).",
+                                 model->config.vocab_size - 1);
+        if (token_list_push(&prompt->tokens, (int32_t)id))
+            return encode_fault(model, &prompt->tokens, "prompt", &none, fault);
+    }
+    if (prompt->tokens.len == 0)
+        return api_fault_set(fault, 400, "prompt", "'prompt' must not be empty.");
+    if (params->echo)
+        prompt->echo = decode_ids(model, &prompt->tokens);
+    return 0;
+}
+
+static int one_prompt(const struct json *value, const struct api_params *params,
+                      const struct engine_model *model, struct prompt *prompt,
+                      struct api_fault *fault)
+{
+    if (json_is(value, JSON_STRING))
+        return text_prompt(json_string(value), params, model, prompt, fault);
+    if (json_is(value, JSON_ARRAY))
+        return ids_prompt(value, params, model, prompt, fault);
+    return api_fault_set(fault, 400, "prompt",
+                         "'prompt' must be a string, a list of strings, a "
+                         "list of token ids or a list of such lists.");
+}
+
+/* ---- both --------------------------------------------------------------------------------- */
+
+/* Whether the value is several prompts: a list that begins with a string or a list. */
+static bool is_many(const struct json *value)
+{
+    const struct json *first = json_is(value, JSON_ARRAY) ? json_first(value) : NULL;
+
+    return json_is(first, JSON_STRING) || json_is(first, JSON_ARRAY);
+}
+
+static int completion_prompts(const struct json *body, const struct api_params *params,
+                              const struct engine_model *model, struct prompt *prompts, int *n,
+                              struct api_fault *fault)
+{
+    const struct json *value = json_get(body, "prompt");
+
+    if (!value)
+        value = json_get(body, "inputs");
+    if (!value)
+        return api_fault_set(fault, 400, "prompt", "The request needs a 'prompt'.");
+    const struct json *each = is_many(value) ? json_first(value) : value;
+    for (; each; each = value == each ? NULL : json_next(each)) {
+        if (*n == API_MAX_PROMPTS)
+            return api_fault_set(fault, 400, "prompt", "'prompt' may hold at most %d prompts.",
+                                 API_MAX_PROMPTS);
+        prompts[*n].tokens = context_list(model);
+        if (one_prompt(each, params, model, &prompts[(*n)++], fault))
+            return -1;
+    }
+    return 0;
+}
+
+int api_prompts_parse(const struct json *body, const struct api_params *params,
+                      const struct engine_model *model, struct prompt **prompts, int *n_prompts,
+                      struct api_fault *fault)
+{
+    struct prompt *list = mem_zalloc(API_MAX_PROMPTS, sizeof(*list));
+    int n = 0, rc;
+
+    if (params->kind == API_CHAT) {
+        list[n].tokens = context_list(model);
+        rc = chat_prompt(body, params, model, &list[n++], fault);
+    } else {
+        rc = completion_prompts(body, params, model, list, &n, fault);
+    }
+    if (rc) {
+        prompts_free(list, n);
+        return -1;
+    }
+    *prompts = list;
+    *n_prompts = n;
+    return 0;
+}

@@ -1,0 +1,258 @@
+#include "server/api_reply.h"
+
+#include "base/json.h"
+
+enum { LOGPROBS_MAX = 1 << 28 }; /* bytes of one choice's log-probabilities */
+
+void reply_logprobs_init(struct reply_logprobs *lp)
+{
+    lp->n = 0;
+    buffer_init(&lp->content, LOGPROBS_MAX);
+    buffer_init(&lp->tokens, LOGPROBS_MAX);
+    buffer_init(&lp->values, LOGPROBS_MAX);
+    buffer_init(&lp->tops, LOGPROBS_MAX);
+    buffer_init(&lp->offsets, LOGPROBS_MAX);
+}
+
+void reply_logprobs_free(struct reply_logprobs *lp)
+{
+    buffer_free(&lp->content);
+    buffer_free(&lp->tokens);
+    buffer_free(&lp->values);
+    buffer_free(&lp->tops);
+    buffer_free(&lp->offsets);
+}
+
+void reply_logprobs_clear(struct reply_logprobs *lp)
+{
+    lp->n = 0;
+    buffer_clear(&lp->content);
+    buffer_clear(&lp->tokens);
+    buffer_clear(&lp->values);
+    buffer_clear(&lp->tops);
+    buffer_clear(&lp->offsets);
+}
+
+/* JSON has no infinity: a token that can't be drawn gets vLLM's floor. */
+static void write_logprob(struct buffer *out, float logprob)
+{
+    json_write_number(out, logprob > -9999.0f ? logprob : -9999.0f);
+}
+
+static void write_token_text(struct buffer *out, const struct tokenizer *tok, int32_t token)
+{
+    size_t len;
+    const char *bytes = tokenizer_bytes(tok, token, &len);
+
+    json_write_string(out, bytes, (long)len);
+}
+
+/* "token":…,"logprob":…,"bytes":[…] */
+static void write_chat_token(struct buffer *out, const struct tokenizer *tok, int32_t token,
+                             float logprob)
+{
+    size_t len;
+    const char *bytes = tokenizer_bytes(tok, token, &len);
+
+    buffer_append_str(out, "\"token\":");
+    json_write_string(out, bytes, (long)len);
+    buffer_append_str(out, ",\"logprob\":");
+    write_logprob(out, logprob);
+    buffer_append_str(out, ",\"bytes\":[");
+    for (size_t i = 0; i < len; i++)
+        buffer_printf(out, "%s%d", i ? "," : "", (unsigned char)bytes[i]);
+    buffer_append_str(out, "]");
+}
+
+static void add_chat(struct reply_logprobs *lp, const struct tokenizer *tok,
+                     const struct sampling_result *r)
+{
+    struct buffer *out = &lp->content;
+
+    buffer_append_str(out, lp->n ? ",{" : "{");
+    write_chat_token(out, tok, r->token, r->logprob);
+    buffer_append_str(out, ",\"top_logprobs\":[");
+    for (int32_t i = 0; i < r->n_top; i++) {
+        buffer_append_str(out, i ? ",{" : "{");
+        write_chat_token(out, tok, r->top_token[i], r->top_logprob[i]);
+        buffer_append_str(out, "}");
+    }
+    buffer_append_str(out, "]}");
+}
+
+/* The alternatives as an object; the sampled token is always among them. */
+static void write_completion_tops(struct buffer *out, const struct tokenizer *tok,
+                                  const struct sampling_result *r)
+{
+    bool sampled = false;
+
+    buffer_append_str(out, "{");
+    for (int32_t i = 0; i < r->n_top; i++) {
+        buffer_append_str(out, i ? "," : "");
+        write_token_text(out, tok, r->top_token[i]);
+        buffer_append_str(out, ":");
+        write_logprob(out, r->top_logprob[i]);
+        sampled = sampled || r->top_token[i] == r->token;
+    }
+    if (!sampled) {
+        buffer_append_str(out, r->n_top ? "," : "");
+        write_token_text(out, tok, r->token);
+        buffer_append_str(out, ":");
+        write_logprob(out, r->logprob);
+    }
+    buffer_append_str(out, "}");
+}
+
+static void add_completion(struct reply_logprobs *lp, const struct tokenizer *tok,
+                           const struct sampling_result *r, size_t text_offset)
+{
+    const char *comma = lp->n ? "," : "";
+
+    buffer_append_str(&lp->tokens, comma);
+    write_token_text(&lp->tokens, tok, r->token);
+    buffer_append_str(&lp->values, comma);
+    write_logprob(&lp->values, r->logprob);
+    buffer_append_str(&lp->tops, comma);
+    write_completion_tops(&lp->tops, tok, r);
+    buffer_printf(&lp->offsets, "%s%zu", comma, text_offset);
+}
+
+void reply_logprobs_add(struct reply_logprobs *lp, enum api_kind kind, const struct tokenizer *tok,
+                        const struct sampling_result *result, size_t text_offset)
+{
+    if (kind == API_CHAT)
+        add_chat(lp, tok, result);
+    else
+        add_completion(lp, tok, result, text_offset);
+    lp->n++;
+}
+
+static void append_part(struct buffer *out, const struct buffer *part)
+{
+    buffer_append(out, part->data ? part->data : "", part->len);
+}
+
+static void write_logprobs(struct buffer *out, enum api_kind kind, const struct reply_logprobs *lp)
+{
+    buffer_append_str(out, ",\"logprobs\":");
+    if (!lp) {
+        buffer_append_str(out, "null");
+    } else if (kind == API_CHAT) {
+        buffer_append_str(out, "{\"content\":[");
+        append_part(out, &lp->content);
+        buffer_append_str(out, "],\"refusal\":null}");
+    } else {
+        buffer_append_str(out, "{\"tokens\":[");
+        append_part(out, &lp->tokens);
+        buffer_append_str(out, "],\"token_logprobs\":[");
+        append_part(out, &lp->values);
+        buffer_append_str(out, "],\"top_logprobs\":[");
+        append_part(out, &lp->tops);
+        buffer_append_str(out, "],\"text_offset\":[");
+        append_part(out, &lp->offsets);
+        buffer_append_str(out, "]}");
+    }
+}
+
+static void write_finish(struct buffer *out, const char *reason)
+{
+    if (reason)
+        buffer_printf(out, ",\"finish_reason\":\"%s\"", reason);
+    else
+        buffer_append_str(out, ",\"finish_reason\":null");
+}
+
+static void write_usage(struct buffer *out, const struct reply_usage *usage)
+{
+    buffer_printf(out,
+                  "{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d,"
+                  "\"prompt_tokens_details\":{\"cached_tokens\":%d}}",
+                  usage->prompt_tokens, usage->completion_tokens,
+                  usage->prompt_tokens + usage->completion_tokens, usage->cached_tokens);
+}
+
+/* {"id":…,"object":…,"created":…,"model":…,"choices":[ */
+static void write_head(struct buffer *out, const struct reply_head *head, const char *chat_object)
+{
+    buffer_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", head->id,
+                  head->kind == API_CHAT ? chat_object : "text_completion",
+                  (long long)head->created);
+    json_write_string(out, head->model, -1);
+    buffer_append_str(out, ",\"choices\":[");
+}
+
+static void write_delta(struct buffer *out, const struct reply_choice *choice)
+{
+    buffer_append_str(out, ",\"delta\":{");
+    if (choice->with_role)
+        buffer_append_str(out, "\"role\":\"assistant\",\"content\":");
+    else if (choice->text_len || !choice->finish_reason)
+        buffer_append_str(out, "\"content\":");
+    if (choice->with_role || choice->text_len || !choice->finish_reason)
+        json_write_string(out, choice->text, (long)choice->text_len);
+    buffer_append_str(out, "}");
+}
+
+void reply_write_chunk(struct buffer *out, const struct reply_head *head,
+                       const struct reply_choice *choice, const struct reply_usage *usage,
+                       bool usage_wanted)
+{
+    buffer_append_str(out, "data: ");
+    write_head(out, head, "chat.completion.chunk");
+    buffer_printf(out, "{\"index\":%d", choice->index);
+    if (head->kind == API_CHAT) {
+        write_delta(out, choice);
+    } else {
+        buffer_append_str(out, ",\"text\":");
+        json_write_string(out, choice->text, (long)choice->text_len);
+    }
+    write_logprobs(out, head->kind, choice->lp);
+    write_finish(out, choice->finish_reason);
+    buffer_append_str(out, "}]");
+    if (usage) {
+        buffer_append_str(out, ",\"usage\":");
+        write_usage(out, usage);
+    } else if (usage_wanted) {
+        buffer_append_str(out, ",\"usage\":null");
+    }
+    buffer_append_str(out, "}\n\n");
+}
+
+void reply_write_usage_chunk(struct buffer *out, const struct reply_head *head,
+                             const struct reply_usage *usage)
+{
+    buffer_append_str(out, "data: ");
+    write_head(out, head, "chat.completion.chunk");
+    buffer_append_str(out, "],\"usage\":");
+    write_usage(out, usage);
+    buffer_append_str(out, "}\n\n");
+}
+
+void reply_begin(struct buffer *out, const struct reply_head *head)
+{
+    write_head(out, head, "chat.completion");
+}
+
+void reply_add_choice(struct buffer *out, const struct reply_head *head,
+                      const struct reply_choice *choice, bool first)
+{
+    buffer_printf(out, "%s{\"index\":%d", first ? "" : ",", choice->index);
+    if (head->kind == API_CHAT) {
+        buffer_append_str(out, ",\"message\":{\"role\":\"assistant\",\"content\":");
+        json_write_string(out, choice->text, (long)choice->text_len);
+        buffer_append_str(out, ",\"refusal\":null}");
+    } else {
+        buffer_append_str(out, ",\"text\":");
+        json_write_string(out, choice->text, (long)choice->text_len);
+    }
+    write_logprobs(out, head->kind, choice->lp);
+    write_finish(out, choice->finish_reason);
+    buffer_append_str(out, "}");
+}
+
+void reply_end(struct buffer *out, const struct reply_usage *usage)
+{
+    buffer_append_str(out, "],\"usage\":");
+    write_usage(out, usage);
+    buffer_append_str(out, "}");
+}

@@ -1,0 +1,63 @@
+/* The JSON of answers to generation requests: whole ones and stream chunks, chat and completion. */
+#pragma once
+
+#include "base/buffer.h"
+#include "kernels/sampling.h"
+#include "model/tokenizer.h"
+#include "server/api_params.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What is the same in every chunk of an answer. */
+struct reply_head {
+    enum api_kind kind;
+    const char *id;    /* "chatcmpl-…" or "cmpl-…" */
+    const char *model; /* as the client knows it */
+    int64_t created;   /* unix seconds */
+};
+
+struct reply_usage {
+    int32_t prompt_tokens, cached_tokens, completion_tokens;
+};
+
+/* Log-probabilities of tokens, kept as the JSON they will be sent as. */
+struct reply_logprobs {
+    int n;
+    struct buffer content;                       /* chat: content[] */
+    struct buffer tokens, values, tops, offsets; /* completions: the four parallel lists */
+};
+
+void reply_logprobs_init(struct reply_logprobs *lp);
+void reply_logprobs_free(struct reply_logprobs *lp);
+void reply_logprobs_clear(struct reply_logprobs *lp);
+
+/* Adds one token. `text_offset` is where its text begins in the choice's text, in characters. */
+void reply_logprobs_add(struct reply_logprobs *lp, enum api_kind kind, const struct tokenizer *tok,
+                        const struct sampling_result *result, size_t text_offset);
+
+/* One choice of an answer, or of a chunk. */
+struct reply_choice {
+    int32_t index;
+    const char *text;
+    size_t text_len;
+    bool with_role;                  /* chat stream: the first delta */
+    const struct reply_logprobs *lp; /* NULL: null */
+    const char *finish_reason;       /* NULL: null */
+};
+
+/* A stream chunk as one SSE event ("data: …\n\n"). `usage` NULL with `usage_wanted`: "usage":null.
+ */
+void reply_write_chunk(struct buffer *out, const struct reply_head *head,
+                       const struct reply_choice *choice, const struct reply_usage *usage,
+                       bool usage_wanted);
+
+/* The chunk that carries nothing but usage. */
+void reply_write_usage_chunk(struct buffer *out, const struct reply_head *head,
+                             const struct reply_usage *usage);
+
+/* A whole answer: begin, each choice in order, end. */
+void reply_begin(struct buffer *out, const struct reply_head *head);
+void reply_add_choice(struct buffer *out, const struct reply_head *head,
+                      const struct reply_choice *choice, bool first);
+void reply_end(struct buffer *out, const struct reply_usage *usage);

@@ -1,0 +1,233 @@
+/* States of the daemon, as clients see them (enum service_state):
+ *
+ *     LOADING --ENGINE_READY--> READY --SIGTERM--> DRAINING --nothing in flight, or time--> exit 0
+ *        |                        |
+ *        '---- ENGINE_FAILED -----'--> FAILED: open requests fail --> exit 1
+ *
+ * A signal while loading, or a second one, ends the process without a drain. */
+#include "server/daemon.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "server/api.h"
+#include "server/loop.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    EVENTS_AT_ONCE = 256,
+    TICK_MS = 100,
+    FAILED_LINGER_MS = 1000, /* time for error answers to leave before the process ends */
+};
+
+struct daemon {
+    struct api api;
+    struct loop *loop;
+    struct loop_wakeup *wakeup;
+    struct loop_timer *tick;
+    char *model_name;
+    int64_t started_us, last_tick_us;
+    int64_t drain_until_us; /* DRAINING */
+    int64_t exit_at_us;     /* FAILED */
+    int exit_status;
+    struct engine_event events[EVENTS_AT_ONCE];
+};
+
+static void on_failed(struct daemon *d, const struct engine_event *event)
+{
+    struct api_fault fault;
+
+    if (d->api.state == SERVICE_LOADING)
+        log_error("can't serve %s", d->api.model_dir);
+    d->api.state = SERVICE_FAILED;
+    d->exit_status = 1;
+    d->exit_at_us = clock_us() + FAILED_LINGER_MS * 1000;
+    api_fault_set(&fault, 500, NULL, "The server failed: %s", event->error.message);
+    generations_fail_all(d->api.generations, &fault);
+}
+
+static void on_ready(struct daemon *d)
+{
+    d->api.state = SERVICE_READY;
+    log_info("ready after %lld ms", (long long)(clock_us() - d->started_us) / 1000);
+}
+
+static void handle_event(struct daemon *d, const struct engine_event *event)
+{
+    switch (event->type) {
+    case ENGINE_READY:
+        on_ready(d);
+        break;
+    case ENGINE_FAILED:
+        on_failed(d, event);
+        break;
+    case ENGINE_STEP:
+        metrics_note_step(d->api.metrics, &event->step);
+        break;
+    case ENGINE_ADMITTED:
+    case ENGINE_TOKEN:
+    case ENGINE_CANCELLED:
+        generations_handle(d->api.generations, event);
+        break;
+    }
+}
+
+/* The engine has events. All streams they touch are written first and sent in one go. */
+static void on_wake(void *arg)
+{
+    struct daemon *d = arg;
+    size_t n;
+
+    http_batch_begin(d->api.http);
+    while ((n = engine_poll(d->api.engine, d->events, EVENTS_AT_ONCE)) > 0)
+        for (size_t i = 0; i < n; i++)
+            handle_event(d, &d->events[i]);
+    http_batch_end(d->api.http);
+}
+
+/* On the engine's thread. */
+static void wake(void *arg)
+{
+    loop_wake(((struct daemon *)arg)->wakeup);
+}
+
+static void on_signal(void *arg, int signum)
+{
+    struct daemon *d = arg;
+    bool drain = d->api.state == SERVICE_READY;
+
+    log_info("got signal %d: %s", signum, drain ? "finishing requests in flight" : "stopping");
+    if (!drain) {
+        loop_stop(d->loop);
+        return;
+    }
+    d->api.state = SERVICE_DRAINING;
+    d->drain_until_us = clock_us() + d->api.options->drain_timeout_s * 1000000;
+    http_drain(d->api.http);
+}
+
+static void check_drained(struct daemon *d, int64_t now)
+{
+    struct api_fault fault;
+
+    if (http_active(d->api.http) == 0) {
+        loop_stop(d->loop);
+    } else if (now >= d->drain_until_us) {
+        log_warning("%d requests did not finish within the drain time",
+                    generations_active(d->api.generations));
+        api_fault_set(&fault, 503, NULL, "The server shut down before the request was finished.");
+        generations_fail_all(d->api.generations, &fault);
+        d->api.state = SERVICE_FAILED;
+        d->exit_at_us = now + FAILED_LINGER_MS * 1000;
+    }
+}
+
+static void on_tick(void *arg)
+{
+    struct daemon *d = arg;
+    int64_t now = clock_us(), late = now - d->last_tick_us - TICK_MS * 1000;
+
+    d->last_tick_us = now;
+    metrics_observe(d->api.metrics, HIST_LOOP_LAG, late > 0 ? (double)late * 1e-6 : 0);
+    http_batch_begin(d->api.http);
+    generations_tick(d->api.generations);
+    http_batch_end(d->api.http);
+    if (d->api.state == SERVICE_DRAINING)
+        check_drained(d, now);
+    if (d->api.state == SERVICE_FAILED && (now >= d->exit_at_us || http_active(d->api.http) == 0))
+        loop_stop(d->loop);
+}
+
+/* What clients call the model: as told, or the folder's name. */
+static char *model_name_of(const struct options *options, const char *dir)
+{
+    if (*options->served_model_name)
+        return mem_strdup(options->served_model_name);
+    char *path = mem_strdup(dir);
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/')
+        path[--len] = '\0';
+    const char *slash = strrchr(path, '/');
+    char *name = mem_strdup(slash && slash[1] ? slash + 1 : path);
+    free(path);
+    return name;
+}
+
+static struct http_server *listen_on(struct daemon *d)
+{
+    const struct options *o = d->api.options;
+    struct http_callbacks callbacks = api_callbacks(&d->api);
+    struct http_options options = {
+        .host = o->host,
+        .port = (int)o->port,
+        .max_connections = (int)o->max_connections,
+        .max_body = (size_t)o->max_body_mib << 20,
+        .max_buffered = (size_t)o->max_stream_buffer_kib << 10,
+        .idle_timeout_s = (int)o->idle_timeout_s,
+        .read_timeout_s = (int)o->read_timeout_s,
+    };
+    struct error err;
+    struct http_server *http = http_start(d->loop, &options, &callbacks, &err);
+
+    if (!http)
+        log_error("%s", err.message);
+    else
+        log_info("mlad %s listens on http://%s:%d, model %s", MLAD_VERSION, o->host,
+                 http_port(http), d->model_name);
+    return http;
+}
+
+static void serve(struct daemon *d)
+{
+    d->api.http = listen_on(d);
+    if (!d->api.http)
+        return;
+    d->exit_status = 0;
+    d->api.engine = engine_start(d->api.options, d->api.model_dir, wake, d);
+    d->api.generations =
+        generations_new(d->api.engine, d->api.metrics, d->model_name, d->api.options);
+    d->last_tick_us = clock_us();
+    d->tick = loop_timer_start(d->loop, TICK_MS, TICK_MS, on_tick, d);
+    loop_on_signal(d->loop, SIGTERM, on_signal, d);
+    loop_on_signal(d->loop, SIGINT, on_signal, d);
+
+    loop_run(d->loop);
+
+    loop_timer_stop(d->tick);
+    http_stop(d->api.http);
+    generations_free(d->api.generations);
+    engine_stop(d->api.engine);
+}
+
+int daemon_run(const struct options *options, const char *model_dir)
+{
+    struct daemon *d = mem_zalloc(1, sizeof(*d));
+
+    signal(SIGPIPE, SIG_IGN);
+    d->started_us = clock_us();
+    d->exit_status = 1;
+    d->model_name = model_name_of(options, model_dir);
+    d->api = (struct api){
+        .options = options,
+        .model_name = d->model_name,
+        .model_dir = model_dir,
+        .metrics = metrics_new(d->model_name),
+        .state = SERVICE_LOADING,
+        .started = clock_unix_s(),
+    };
+    d->loop = loop_new();
+    d->wakeup = loop_wakeup_new(d->loop, on_wake, d);
+    serve(d);
+    loop_wakeup_free(d->wakeup);
+    loop_free(d->loop);
+    metrics_free(d->api.metrics);
+    free(d->model_name);
+    int status = d->exit_status;
+    free(d);
+    if (status == 0)
+        log_info("bye");
+    return status;
+}

@@ -1,0 +1,113 @@
+/* The engine: a thread of its own that owns scheduler, KV cache, model and device, and runs steps.
+ *
+ * It is reached by values only. The loop thread submits requests and cancels, and polls events; ids
+ * (slot and generation) name sequences on both sides, and an id whose sequence is over is ignored.
+ * Everything here is for the loop thread, except the wake callback, which runs on the engine's.
+ *
+ *     engine_submit --> command queue --> [ engine thread: plan, forward, sample ] --> event queue
+ *     engine_cancel -->                                                 wake() once per step  |
+ *     engine_poll   <-------------------------------------------------------------------------'
+ *
+ * A sequence that was submitted ends with exactly one final event: a token with a finish reason,
+ * ENGINE_CANCELLED, or ENGINE_FAILED for all at once. Then its slot is free again. */
+#pragma once
+
+#include "base/error.h"
+#include "config/options.h"
+#include "kernels/sampling.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct engine;
+
+/* One sequence to generate. */
+struct engine_request {
+    int32_t *tokens; /* the prompt; owned by the request, see engine_submit */
+    int32_t n_tokens;
+    int32_t max_tokens; /* to generate, at least 1; with the prompt at most max_model_len */
+    int32_t priority;   /* smaller is earlier */
+    uint64_t cache_salt;
+    struct sampling_params sampling; /* its stop_tokens also end the sequence */
+};
+
+enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH };
+
+enum engine_event_type {
+    ENGINE_READY,     /* the model is loaded */
+    ENGINE_FAILED,    /* loading or the device failed; nothing follows */
+    ENGINE_ADMITTED,  /* a sequence runs for the first time */
+    ENGINE_TOKEN,     /* a sequence has a new token, perhaps its last */
+    ENGINE_CANCELLED, /* a cancel was carried out */
+    ENGINE_STEP,      /* the state after a step or a command */
+};
+
+/* What the engine looks like after a step. Counts "ever" only grow. */
+struct engine_step {
+    int32_t rows;          /* query tokens of this step */
+    int32_t seqs;          /* sequences of this step */
+    int32_t prompt_tokens; /* of them prompt tokens */
+    int32_t running, waiting;
+    int32_t pages, pages_used;
+    int64_t preemptions;           /* ever */
+    int64_t prefix_queries_tokens; /* ever */
+    int64_t prefix_hits_tokens;    /* ever */
+    int64_t step_us;               /* host time of this step */
+};
+
+struct engine_event {
+    enum engine_event_type type;
+    uint64_t id;
+    int64_t time_us; /* clock_us when it happened */
+    union {
+        int32_t cached_tokens; /* ENGINE_ADMITTED: prompt tokens found in the prefix cache */
+        struct {
+            struct sampling_result result;
+            enum finish_reason finish; /* a stop token is part of the tokens, not of the text */
+        } token;
+        struct engine_step step;
+        struct error error; /* ENGINE_FAILED */
+    };
+};
+
+/* What the loop needs to know of the model; fixed once ENGINE_READY was polled. */
+struct engine_model {
+    struct model_config config;
+    struct tokenizer *tokenizer;
+    int32_t max_model_len;
+    int32_t kv_pages;
+    const char *backend; /* name */
+};
+
+/* Starts the thread, which loads the model `dir` first. `wake(arg)` is called, on the engine's
+ * thread, when events wait to be polled. */
+struct engine *engine_start(const struct options *options, const char *dir, void (*wake)(void *arg),
+                            void *arg);
+
+/* Ends the thread (also in the middle of loading) and frees everything. */
+void engine_stop(struct engine *engine);
+
+/* NULL before ENGINE_READY was polled. */
+const struct engine_model *engine_model(const struct engine *engine);
+
+/* Slots: the most sequences that can be in the engine at once, and how many more fit now. */
+int32_t engine_slots(const struct engine *engine);
+int32_t engine_slots_free(const struct engine *engine);
+
+/* The slot of an id: below engine_slots, unique among live ids. */
+int32_t engine_slot(uint64_t id);
+
+/* Hands the request over (it and its tokens are freed by the engine). Returns its id; 0, with the
+ * request still the caller's, when no slot is free. */
+uint64_t engine_submit(struct engine *engine, struct engine_request *request);
+void engine_request_free(struct engine_request *request);
+
+/* Ends a sequence soon: before the next step is planned. Never refused; harmless when the sequence
+ * is over or was cancelled before. Its final event still comes. */
+void engine_cancel(struct engine *engine, uint64_t id);
+
+/* Moves up to `max` events out; returns how many. */
+size_t engine_poll(struct engine *engine, struct engine_event *events, size_t max);

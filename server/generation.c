@@ -1,0 +1,582 @@
+#include "server/generation.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/panic.h"
+#include "server/api_reply.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ANSWER_MAX = 1 << 30,
+    TEXT_MAX = 1 << 28, /* bytes of one choice's text */
+    MAX_RETRY_AFTER_S = 30,
+    DEFAULT_COMPLETION_TOKENS = 16,
+};
+
+static const uint64_t SEED_STEP = 0x9e3779b97f4a7c15ull; /* between the choices of one request */
+
+struct choice {
+    struct generation *gen;
+    int32_t index;
+    int prompt;  /* index of its prompt */
+    uint64_t id; /* the engine's; 0 once it is over */
+    struct text_stream text;
+    struct buffer content; /* the whole text, or in a stream what the next chunk will carry */
+    struct reply_logprobs logprobs;
+    size_t text_chars; /* of all tokens so far */
+    int32_t n_tokens;
+    int32_t cached_tokens;
+    bool role_sent;
+    const char *finish_reason;
+    int64_t admitted_us, first_token_us, last_token_us;
+};
+
+struct generation {
+    struct generations *all;
+    struct generation *next, **link; /* list of all in flight */
+    struct http_exchange *ex;
+    struct api_params params;
+    struct prompt *prompts;
+    int n_prompts;
+    struct choice *choices;
+    int n_choices, n_open;
+    bool answered; /* whole, failed, or the client is gone */
+    char id[48];
+    int64_t created;
+    int64_t arrival_us, deadline_us; /* deadline 0: none */
+    int64_t last_write_us;           /* of a stream */
+};
+
+struct generations {
+    struct engine *engine;
+    struct metrics *metrics;
+    const struct options *options;
+    const char *model_name;
+    struct choice **by_slot; /* which choice an engine slot belongs to */
+    struct generation *first;
+    int n_active;
+    struct buffer scratch; /* one chunk */
+};
+
+void prompts_free(struct prompt *prompts, int n)
+{
+    for (int i = 0; i < n; i++) {
+        token_list_free(&prompts[i].tokens);
+        free(prompts[i].echo);
+    }
+    free(prompts);
+}
+
+struct generations *generations_new(struct engine *engine, struct metrics *metrics,
+                                    const char *model_name, const struct options *options)
+{
+    struct generations *all = mem_zalloc(1, sizeof(*all));
+
+    all->engine = engine;
+    all->metrics = metrics;
+    all->options = options;
+    all->model_name = model_name;
+    all->by_slot = mem_zalloc((size_t)engine_slots(engine), sizeof(struct choice *));
+    buffer_init(&all->scratch, ANSWER_MAX);
+    return all;
+}
+
+void generations_free(struct generations *all)
+{
+    ASSERT(!all->first);
+    buffer_free(&all->scratch);
+    free(all->by_slot);
+    free(all);
+}
+
+int generations_active(const struct generations *all)
+{
+    return all->n_active;
+}
+
+/* ---- choices ------------------------------------------------------------------------------ */
+
+/* The engine's slot is not this choice's any more; `cancel` when the engine still works on it. */
+static void choice_detach(struct choice *c, bool cancel)
+{
+    struct generations *all = c->gen->all;
+
+    if (!c->id)
+        return;
+    all->by_slot[engine_slot(c->id)] = NULL;
+    if (cancel)
+        engine_cancel(all->engine, c->id);
+    c->id = 0;
+    c->gen->n_open--;
+}
+
+static void choice_count(struct choice *c, enum request_outcome outcome)
+{
+    struct metrics *m = c->gen->all->metrics;
+
+    metrics_count_outcome(m, outcome);
+    if (outcome != OUTCOME_STOP && outcome != OUTCOME_LENGTH)
+        return;
+    metrics_observe(m, HIST_E2E, (double)(c->last_token_us - c->gen->arrival_us) * 1e-6);
+    metrics_observe(m, HIST_INFERENCE, (double)(c->last_token_us - c->admitted_us) * 1e-6);
+    metrics_observe(m, HIST_DECODE, (double)(c->last_token_us - c->first_token_us) * 1e-6);
+    metrics_observe(m, HIST_GENERATION_TOKENS, c->n_tokens);
+}
+
+/* Times and counts of a token, before its text is looked at. */
+static void choice_note_token(struct choice *c, int64_t time_us)
+{
+    struct generation *gen = c->gen;
+    struct metrics *m = gen->all->metrics;
+    size_t prompt_tokens = gen->prompts[c->prompt].tokens.len;
+
+    if (c->n_tokens++ == 0) {
+        c->first_token_us = time_us;
+        metrics_observe(m, HIST_TTFT, (double)(time_us - gen->arrival_us) * 1e-6);
+        metrics_observe(m, HIST_PREFILL, (double)(time_us - c->admitted_us) * 1e-6);
+        metrics_observe(m, HIST_PROMPT_TOKENS, (double)prompt_tokens);
+        metrics_count_prompt(m, (int64_t)prompt_tokens);
+    } else {
+        metrics_observe(m, HIST_ITL, (double)(time_us - c->last_token_us) * 1e-6);
+    }
+    c->last_token_us = time_us;
+    metrics_count_generated(m, 1);
+}
+
+static size_t count_chars(const char *bytes, size_t len)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < len; i++)
+        n += ((unsigned char)bytes[i] & 0xC0) != 0x80;
+    return n;
+}
+
+/* Adds the token to the choice's text; true when it completed a stop string. */
+static bool choice_add_text(struct choice *c, const struct sampling_result *result)
+{
+    const struct tokenizer *tok = c->text.tok;
+    size_t len;
+    const char *bytes = tokenizer_bytes(tok, result->token, &len);
+
+    if (c->gen->params.logprobs)
+        reply_logprobs_add(&c->logprobs, c->gen->params.kind, tok, result, c->text_chars);
+    c->text_chars += count_chars(bytes, len);
+    return text_stream_push(&c->text, result->token, &c->content);
+}
+
+static void choice_init(struct choice *c, struct generation *gen, int index)
+{
+    const char *echo;
+
+    *c = (struct choice){.gen = gen, .index = index, .prompt = index / gen->params.n};
+    text_stream_init(&c->text, engine_model(gen->all->engine)->tokenizer, &gen->params.stops,
+                     gen->params.skip_special_tokens);
+    buffer_init(&c->content, TEXT_MAX);
+    reply_logprobs_init(&c->logprobs);
+    echo = gen->prompts[c->prompt].echo;
+    if (gen->params.echo && echo)
+        buffer_append_str(&c->content, echo);
+}
+
+/* How many tokens to generate where `room` fit. A completion that doesn't say gets 16, as the
+ * OpenAI API has it; a chat what fits. */
+static int32_t answer_tokens(const struct api_params *params, int32_t room)
+{
+    int32_t wanted = params->max_tokens;
+
+    if (wanted < 0)
+        wanted = params->kind == API_COMPLETION ? DEFAULT_COMPLETION_TOKENS : room;
+    return wanted < room ? wanted : room;
+}
+
+static struct engine_request *choice_request(const struct choice *c)
+{
+    const struct generation *gen = c->gen;
+    const struct token_list *tokens = &gen->prompts[c->prompt].tokens;
+    struct engine_request *request = mem_zalloc(1, sizeof(*request));
+    int32_t room = engine_model(gen->all->engine)->max_model_len - (int32_t)tokens->len;
+
+    request->tokens = mem_copy(tokens->ids, tokens->len * sizeof(*tokens->ids));
+    request->n_tokens = (int32_t)tokens->len;
+    request->max_tokens = answer_tokens(&gen->params, room);
+    request->priority = gen->params.priority;
+    request->cache_salt = gen->params.cache_salt;
+    request->sampling = gen->params.sampling;
+    request->sampling.seed += SEED_STEP * (uint64_t)(c->index % gen->params.n);
+    return request;
+}
+
+/* ---- answers ------------------------------------------------------------------------------ */
+
+static struct reply_head head_of(const struct generation *gen)
+{
+    return (struct reply_head){.kind = gen->params.kind,
+                               .id = gen->id,
+                               .model = gen->all->model_name,
+                               .created = gen->created};
+}
+
+/* Tokens of the request so far. Cached tokens are those of each prompt's first choice: the others
+ * share its pages anyway. */
+static struct reply_usage usage_of(const struct generation *gen)
+{
+    struct reply_usage usage = {0};
+
+    for (int i = 0; i < gen->n_prompts; i++)
+        usage.prompt_tokens += (int32_t)gen->prompts[i].tokens.len;
+    for (int i = 0; i < gen->n_choices; i++) {
+        usage.completion_tokens += gen->choices[i].n_tokens;
+        if (i % gen->params.n == 0)
+            usage.cached_tokens += gen->choices[i].cached_tokens;
+    }
+    return usage;
+}
+
+static struct reply_choice reply_of(const struct choice *c)
+{
+    return (struct reply_choice){
+        .index = c->index,
+        .text = c->content.data ? c->content.data : "",
+        .text_len = c->content.len,
+        .lp = c->gen->params.logprobs ? &c->logprobs : NULL,
+        .finish_reason = c->finish_reason,
+    };
+}
+
+static void stream_scratch(struct generation *gen)
+{
+    struct buffer *scratch = &gen->all->scratch;
+
+    gen->last_write_us = clock_us();
+    http_stream_write(gen->ex, scratch->data, scratch->len);
+}
+
+/* Sends what the choice has gathered since its last chunk. */
+static void stream_choice(struct choice *c)
+{
+    struct generation *gen = c->gen;
+    struct reply_head head = head_of(gen);
+    struct reply_usage usage = usage_of(gen);
+    struct reply_choice reply = reply_of(c);
+
+    buffer_clear(&gen->all->scratch);
+    if (gen->params.kind == API_CHAT && !c->role_sent) {
+        struct reply_choice role = {.index = c->index, .text = "", .with_role = true};
+        reply_write_chunk(&gen->all->scratch, &head, &role, NULL, gen->params.include_usage);
+        c->role_sent = true;
+    }
+    if (reply.text_len || reply.finish_reason || c->logprobs.n) {
+        if (!c->logprobs.n)
+            reply.lp = NULL;
+        reply_write_chunk(&gen->all->scratch, &head, &reply,
+                          gen->params.continuous_usage ? &usage : NULL, gen->params.include_usage);
+        buffer_clear(&c->content);
+        reply_logprobs_clear(&c->logprobs);
+    }
+    stream_scratch(gen);
+}
+
+static void complete_stream(struct generation *gen)
+{
+    struct reply_head head = head_of(gen);
+    struct reply_usage usage = usage_of(gen);
+
+    buffer_clear(&gen->all->scratch);
+    if (gen->params.include_usage)
+        reply_write_usage_chunk(&gen->all->scratch, &head, &usage);
+    buffer_append_str(&gen->all->scratch, "data: [DONE]\n\n");
+    stream_scratch(gen);
+    http_stream_end(gen->ex);
+}
+
+static void complete_whole(struct generation *gen)
+{
+    struct reply_head head = head_of(gen);
+    struct reply_usage usage = usage_of(gen);
+    struct buffer *out = &gen->all->scratch;
+    char elapsed_ms[24];
+
+    buffer_clear(out);
+    reply_begin(out, &head);
+    for (int i = 0; i < gen->n_choices; i++) {
+        struct reply_choice reply = reply_of(&gen->choices[i]);
+        reply_add_choice(out, &head, &reply, i == 0);
+    }
+    reply_end(out, &usage);
+    snprintf(elapsed_ms, sizeof(elapsed_ms), "%lld",
+             (long long)(clock_us() - gen->arrival_us) / 1000);
+    http_add_header(gen->ex, "openai-processing-ms", elapsed_ms);
+    http_respond(gen->ex, 200, "application/json", out->data, out->len);
+}
+
+static void complete(struct generation *gen)
+{
+    gen->answered = true;
+    if (gen->params.stream)
+        complete_stream(gen);
+    else
+        complete_whole(gen);
+}
+
+/* Ends an open generation with an error: the SDKs take a stream that just ends for a success, so
+ * after the error event the chunked body is aborted. */
+static void fail(struct generation *gen, const struct api_fault *fault,
+                 enum request_outcome outcome)
+{
+    struct buffer *out = &gen->all->scratch;
+
+    ASSERT(!gen->answered);
+    for (int i = 0; i < gen->n_choices; i++) {
+        if (gen->choices[i].id)
+            choice_count(&gen->choices[i], outcome);
+        choice_detach(&gen->choices[i], true);
+    }
+    gen->answered = true;
+    if (!gen->params.stream) {
+        api_fault_respond(fault, gen->ex);
+        return;
+    }
+    buffer_clear(out);
+    buffer_append_str(out, "data: ");
+    api_fault_write(fault, out);
+    buffer_append_str(out, "\n\n");
+    stream_scratch(gen);
+    http_stream_abort(gen->ex);
+}
+
+/* ---- start and end ------------------------------------------------------------------------ */
+
+static void generation_link(struct generations *all, struct generation *gen)
+{
+    gen->next = all->first;
+    gen->link = &all->first;
+    if (all->first)
+        all->first->link = &gen->next;
+    all->first = gen;
+    all->n_active++;
+}
+
+static void generation_free(struct generation *gen)
+{
+    *gen->link = gen->next;
+    if (gen->next)
+        gen->next->link = gen->link;
+    gen->all->n_active--;
+    for (int i = 0; i < gen->n_choices; i++) {
+        text_stream_free(&gen->choices[i].text);
+        buffer_free(&gen->choices[i].content);
+        reply_logprobs_free(&gen->choices[i].logprobs);
+    }
+    free(gen->choices);
+    prompts_free(gen->prompts, gen->n_prompts);
+    api_params_free(&gen->params);
+    free(gen);
+}
+
+/* Every prompt with the answer asked for must fit in the context. */
+static int check_lengths(const struct generations *all, const struct api_params *params,
+                         const struct prompt *prompts, int n_prompts, struct api_fault *fault)
+{
+    int64_t max = engine_model(all->engine)->max_model_len;
+
+    for (int i = 0; i < n_prompts; i++) {
+        int64_t prompt = (int64_t)prompts[i].tokens.len;
+        int64_t answer = params->max_tokens < 0 ? 1 : params->max_tokens;
+        if (prompt + answer <= max)
+            continue;
+        api_fault_set(fault, 400, params->kind == API_CHAT ? "messages" : "prompt",
+                      "This model's maximum context length is %lld tokens. However, you requested "
+                      "%lld tokens (%lld in the prompt, %lld in the completion). Please reduce the "
+                      "length of the prompt or of the completion.",
+                      (long long)max, (long long)(prompt + answer), (long long)prompt,
+                      (long long)answer);
+        fault->code = "context_length_exceeded";
+        return -1;
+    }
+    return 0;
+}
+
+static int check_queue(struct generations *all, int wanted, struct api_fault *fault)
+{
+    int slots = engine_slots(all->engine), left = engine_slots_free(all->engine);
+
+    if (wanted > slots)
+        return api_fault_set(fault, 400, "n",
+                             "The request asks for %d sequences; this server can "
+                             "hold %d.",
+                             wanted, slots);
+    if (wanted <= left)
+        return 0;
+    metrics_count_limit(all->metrics, LIMIT_QUEUE);
+    api_fault_set(fault, 429, NULL,
+                  "The server is busy: %d sequences run or wait, which is as many "
+                  "as it takes. Please retry after the time in the Retry-After header.",
+                  slots - left);
+    fault->retry_after_s = 1 + (MAX_RETRY_AFTER_S - 1) * (slots - left) / (slots * 4);
+    return -1;
+}
+
+static void generation_submit(struct generation *gen)
+{
+    struct generations *all = gen->all;
+
+    for (int i = 0; i < gen->n_choices; i++) {
+        struct choice *c = &gen->choices[i];
+        choice_init(c, gen, i);
+        c->id = engine_submit(all->engine, choice_request(c));
+        ASSERT(c->id); /* check_queue counted the slots */
+        all->by_slot[engine_slot(c->id)] = c;
+        gen->n_open++;
+    }
+}
+
+int generations_start(struct generations *all, struct http_exchange *ex, struct api_params *params,
+                      struct prompt *prompts, int n_prompts, struct api_fault *fault)
+{
+    int64_t limit_us = all->options->request_timeout_s * 1000000;
+
+    if (check_lengths(all, params, prompts, n_prompts, fault) ||
+        check_queue(all, n_prompts * params->n, fault))
+        return -1;
+    struct generation *gen = mem_zalloc(1, sizeof(*gen));
+    gen->all = all;
+    gen->ex = ex;
+    gen->params = *params;
+    gen->prompts = prompts;
+    gen->n_prompts = n_prompts;
+    gen->n_choices = n_prompts * params->n;
+    gen->choices = mem_zalloc((size_t)gen->n_choices, sizeof(*gen->choices));
+    gen->created = clock_unix_s();
+    gen->arrival_us = http_arrival_us(ex);
+    gen->last_write_us = clock_us();
+    if (params->timeout_us && (!limit_us || params->timeout_us < limit_us))
+        limit_us = params->timeout_us;
+    gen->deadline_us = limit_us ? gen->arrival_us + limit_us : 0;
+    snprintf(gen->id, sizeof(gen->id), "%s-%016llx%016llx",
+             params->kind == API_CHAT ? "chatcmpl" : "cmpl", (unsigned long long)clock_entropy(),
+             (unsigned long long)clock_entropy());
+    generation_link(all, gen);
+    http_set_context(ex, gen);
+    generation_submit(gen);
+    if (params->stream) {
+        http_add_header(ex, "Cache-Control", "no-cache");
+        http_add_header(ex, "X-Accel-Buffering", "no");
+        http_stream_start(ex, 200, "text/event-stream");
+    }
+    return 0;
+}
+
+void generations_closed(struct generations *all, struct http_exchange *ex)
+{
+    struct generation *gen = http_context(ex);
+
+    ASSERT(gen && gen->all == all);
+    for (int i = 0; i < gen->n_choices; i++) {
+        if (gen->choices[i].id)
+            choice_count(&gen->choices[i], OUTCOME_ABORT);
+        choice_detach(&gen->choices[i], true);
+    }
+    generation_free(gen);
+}
+
+/* ---- events ------------------------------------------------------------------------------- */
+
+/* The choice is over: what was held back comes out, and the last one completes the answer. */
+static void choice_finish(struct choice *c, const char *reason, enum request_outcome outcome,
+                          bool cancel)
+{
+    struct generation *gen = c->gen;
+
+    text_stream_finish(&c->text, &c->content);
+    c->finish_reason = reason;
+    choice_count(c, outcome);
+    choice_detach(c, cancel);
+    if (gen->params.stream)
+        stream_choice(c);
+    if (gen->n_open == 0)
+        complete(gen);
+}
+
+static void handle_token(struct choice *c, const struct engine_event *event)
+{
+    const struct sampling_result *result = &event->token.result;
+    bool stop_token = event->token.finish == FINISH_STOP;
+
+    choice_note_token(c, event->time_us);
+    bool stopped = (!stop_token || c->gen->params.stops.include) && choice_add_text(c, result);
+    if (stopped)
+        choice_finish(c, "stop", OUTCOME_STOP, event->token.finish == FINISH_NONE);
+    else if (stop_token)
+        choice_finish(c, "stop", OUTCOME_STOP, false);
+    else if (event->token.finish == FINISH_LENGTH)
+        choice_finish(c, "length", OUTCOME_LENGTH, false);
+    else if (c->gen->params.stream && (c->content.len || c->logprobs.n || !c->role_sent))
+        stream_choice(c);
+}
+
+void generations_handle(struct generations *all, const struct engine_event *event)
+{
+    struct choice *c = all->by_slot[engine_slot(event->id)];
+
+    if (!c || c->id != event->id)
+        return; /* over on this side already */
+    switch (event->type) {
+    case ENGINE_ADMITTED:
+        c->admitted_us = event->time_us;
+        c->cached_tokens = event->cached_tokens;
+        metrics_observe(all->metrics, HIST_QUEUE,
+                        (double)(event->time_us - c->gen->arrival_us) * 1e-6);
+        break;
+    case ENGINE_TOKEN:
+        handle_token(c, event);
+        break;
+    case ENGINE_CANCELLED: /* only what this side detached is ever cancelled */
+    case ENGINE_READY:
+    case ENGINE_FAILED:
+    case ENGINE_STEP:
+        PANIC("engine event %d for a live choice", event->type);
+    }
+}
+
+static void tick_one(struct generation *gen, int64_t now)
+{
+    static const char comment[] = ": keep-alive\n\n";
+    struct api_fault fault;
+
+    if (gen->answered)
+        return;
+    if (gen->deadline_us && now >= gen->deadline_us) {
+        metrics_count_limit(gen->all->metrics, LIMIT_TOTAL_TIME);
+        api_fault_set(&fault, 408, NULL,
+                      "The request was not finished within its time limit of "
+                      "%.3g seconds.",
+                      (double)(gen->deadline_us - gen->arrival_us) * 1e-6);
+        fail(gen, &fault, OUTCOME_TIMEOUT);
+        return;
+    }
+    if (gen->params.stream &&
+        now - gen->last_write_us >= gen->all->options->keep_alive_interval_s * 1000000) {
+        gen->last_write_us = now;
+        http_stream_write(gen->ex, comment, sizeof(comment) - 1);
+    }
+}
+
+void generations_tick(struct generations *all)
+{
+    int64_t now = clock_us();
+
+    for (struct generation *gen = all->first; gen; gen = gen->next)
+        tick_one(gen, now);
+}
+
+void generations_fail_all(struct generations *all, const struct api_fault *fault)
+{
+    for (struct generation *gen = all->first; gen; gen = gen->next)
+        if (!gen->answered)
+            fail(gen, fault, OUTCOME_ERROR);
+}

@@ -1,0 +1,52 @@
+/* Generation requests in flight: from checked parameters and token ids to the HTTP answer.
+ *
+ * A generation is one HTTP exchange with one or more choices, each a sequence of the engine's. It
+ * lives until its exchange is closed:
+ *
+ *     start ----> OPEN --------- last choice finished: complete -------> ANSWERED --closed--> freed
+ *                  |  '--- timeout, engine failure, drain: fail ------------^
+ *                  '------ closed by a client that went away: its sequences are cancelled --> freed
+ *
+ * All of it belongs to the loop thread. */
+#pragma once
+
+#include "config/options.h"
+#include "server/api_error.h"
+#include "server/api_params.h"
+#include "server/engine.h"
+#include "server/http.h"
+#include "server/metrics.h"
+
+struct generations; /* all that are in flight */
+
+/* One prompt of a request. */
+struct prompt {
+    struct token_list tokens;
+    char *echo; /* the text `echo` repeats, or NULL */
+};
+
+void prompts_free(struct prompt *prompts, int n);
+
+struct generations *generations_new(struct engine *engine, struct metrics *metrics,
+                                    const char *model_name, const struct options *options);
+void generations_free(struct generations *all); /* none may be in flight */
+
+/* Starts a request with `n_prompts` prompts; the exchange's context becomes the generation. On
+ * success params and prompts are taken over; on a fault (queue full: 429, too long: 400) they stay
+ * the caller's. */
+int generations_start(struct generations *all, struct http_exchange *ex, struct api_params *params,
+                      struct prompt *prompts, int n_prompts, struct api_fault *fault);
+
+/* An event of a sequence: admitted, token, cancelled. */
+void generations_handle(struct generations *all, const struct engine_event *event);
+
+/* The exchange that carries the generation is over (see http_callbacks.closed). */
+void generations_closed(struct generations *all, struct http_exchange *ex);
+
+/* Several times a second: time limits, and comments on silent streams. */
+void generations_tick(struct generations *all);
+
+/* Ends every generation that is still open with this fault. */
+void generations_fail_all(struct generations *all, const struct api_fault *fault);
+
+int generations_active(const struct generations *all);

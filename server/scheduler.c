@@ -1,0 +1,297 @@
+#include "server/scheduler.h"
+
+#include "base/memory.h"
+#include "base/panic.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum seq_state { SEQ_NONE, SEQ_WAITING, SEQ_RUNNING };
+
+struct seq {
+    enum seq_state state;
+    int32_t priority;
+    uint64_t arrival;
+    uint64_t cache_salt;
+    int32_t *tokens; /* prompt, then generated; room for max_tokens */
+    int32_t max_tokens;
+    int32_t n_prompt;
+    int32_t n_tokens;
+    int32_t n_computed;      /* tokens whose KV is in the cache */
+    int32_t n_cached_prompt; /* of the first admission; -1 before */
+    struct kv_seq kv;
+};
+
+/* Slots in the order they are served: by priority, then arrival. */
+struct order {
+    int32_t *slots;
+    int32_t n;
+};
+
+struct scheduler {
+    struct scheduler_config config;
+    struct kv_cache *kv;
+    struct seq *seqs; /* by slot */
+    struct order waiting, running;
+    uint64_t next_arrival;
+    int64_t preemptions;
+};
+
+static int32_t pages_for(int32_t tokens)
+{
+    return (tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+}
+
+struct scheduler *scheduler_new(const struct scheduler_config *config)
+{
+    struct scheduler *sched = mem_zalloc(1, sizeof(*sched));
+
+    ASSERT(config->max_running > 0 && config->max_rows >= config->max_running);
+    ASSERT(config->max_model_len > 0 && pages_for(config->max_model_len) <= config->kv_pages);
+    sched->config = *config;
+    sched->kv = kv_cache_new(config->kv_pages, config->prefix_caching);
+    sched->seqs = mem_zalloc((size_t)config->slots, sizeof(*sched->seqs));
+    sched->waiting.slots = mem_zalloc((size_t)config->slots, sizeof(int32_t));
+    sched->running.slots = mem_zalloc((size_t)config->slots, sizeof(int32_t));
+    return sched;
+}
+
+void scheduler_free(struct scheduler *sched)
+{
+    if (!sched)
+        return;
+    for (int32_t slot = 0; slot < sched->config.slots; slot++)
+        if (sched->seqs[slot].state != SEQ_NONE)
+            scheduler_remove(sched, slot);
+    kv_cache_free(sched->kv);
+    free(sched->waiting.slots);
+    free(sched->running.slots);
+    free(sched->seqs);
+    free(sched);
+}
+
+struct batch_limits scheduler_limits(const struct scheduler *sched)
+{
+    const struct scheduler_config *c = &sched->config;
+    int64_t pages = (int64_t)c->max_running * pages_for(c->max_model_len);
+
+    ASSERT(pages <= INT32_MAX);
+    return (struct batch_limits){
+        .max_rows = c->max_rows, .max_seqs = c->max_running, .max_pages = (int32_t)pages};
+}
+
+/* Whether `a` is served before `b`. */
+static bool before(const struct seq *a, const struct seq *b)
+{
+    return a->priority != b->priority ? a->priority < b->priority : a->arrival < b->arrival;
+}
+
+static void order_insert(struct scheduler *sched, struct order *order, int32_t slot)
+{
+    int32_t at = order->n++;
+
+    while (at > 0 && before(&sched->seqs[slot], &sched->seqs[order->slots[at - 1]])) {
+        order->slots[at] = order->slots[at - 1];
+        at--;
+    }
+    order->slots[at] = slot;
+}
+
+static void order_remove(struct order *order, int32_t slot)
+{
+    int32_t at = 0;
+
+    while (order->slots[at] != slot)
+        ASSERT(++at < order->n);
+    order->n--;
+    memmove(order->slots + at, order->slots + at + 1,
+            (size_t)(order->n - at) * sizeof(*order->slots));
+}
+
+static struct seq *live_seq(struct scheduler *sched, int32_t slot)
+{
+    ASSERT(slot >= 0 && slot < sched->config.slots);
+    ASSERT(sched->seqs[slot].state != SEQ_NONE);
+    return &sched->seqs[slot];
+}
+
+void scheduler_add(struct scheduler *sched, int32_t slot, const int32_t *tokens, int32_t n_tokens,
+                   int32_t max_new_tokens, int32_t priority, uint64_t cache_salt)
+{
+    ASSERT(slot >= 0 && slot < sched->config.slots);
+    ASSERT(n_tokens > 0 && max_new_tokens > 0);
+    ASSERT(n_tokens <= sched->config.max_model_len - max_new_tokens);
+    struct seq *seq = &sched->seqs[slot];
+    ASSERT(seq->state == SEQ_NONE);
+
+    *seq = (struct seq){
+        .state = SEQ_WAITING,
+        .priority = priority,
+        .arrival = sched->next_arrival++,
+        .cache_salt = cache_salt,
+        .max_tokens = n_tokens + max_new_tokens,
+        .n_prompt = n_tokens,
+        .n_tokens = n_tokens,
+        .n_cached_prompt = -1,
+    };
+    seq->tokens = mem_alloc((size_t)seq->max_tokens * sizeof(*seq->tokens));
+    memcpy(seq->tokens, tokens, (size_t)n_tokens * sizeof(*tokens));
+    kv_seq_init(&seq->kv, pages_for(seq->max_tokens), cache_salt);
+    order_insert(sched, &sched->waiting, slot);
+}
+
+void scheduler_remove(struct scheduler *sched, int32_t slot)
+{
+    struct seq *seq = live_seq(sched, slot);
+
+    order_remove(seq->state == SEQ_RUNNING ? &sched->running : &sched->waiting, slot);
+    kv_cache_release(sched->kv, &seq->kv, seq->cache_salt);
+    kv_seq_free(&seq->kv);
+    free(seq->tokens);
+    *seq = (struct seq){0};
+}
+
+static void preempt(struct scheduler *sched, int32_t slot)
+{
+    struct seq *seq = live_seq(sched, slot);
+
+    order_remove(&sched->running, slot);
+    kv_cache_release(sched->kv, &seq->kv, seq->cache_salt);
+    seq->n_computed = 0;
+    seq->state = SEQ_WAITING;
+    order_insert(sched, &sched->waiting, slot);
+    sched->preemptions++;
+}
+
+/* Whether all but the newest token are computed, and that one was generated. */
+static bool is_generating(const struct seq *seq)
+{
+    return seq->n_tokens > seq->n_prompt && seq->n_computed == seq->n_tokens - 1;
+}
+
+/* Puts the sequence's next tokens into the batch: at most `budget`, and never across the end of
+ * the prompt, since prompt and generated tokens take different forms of attention. */
+static void plan_rows(struct scheduler *sched, struct batch *batch, int32_t slot, int32_t budget)
+{
+    const struct seq *seq = &sched->seqs[slot];
+    bool in_prompt = seq->n_computed < seq->n_prompt;
+    int32_t end = in_prompt ? seq->n_prompt : seq->n_tokens;
+
+    if (end > seq->n_computed + budget)
+        end = seq->n_computed + budget;
+    struct batch_seq part = {
+        .slot = slot,
+        .n_rows = end - seq->n_computed,
+        .kv_len = end,
+        .absorbed = !in_prompt,
+        .wants_logits = end == seq->n_tokens,
+    };
+    batch_add(batch, part, seq->tokens + seq->n_computed, seq->kv.pages,
+              seq->n_tokens - seq->n_prompt);
+}
+
+/* Every generating sequence gets its token, in order; the last ones make room for the first. */
+static void plan_generating(struct scheduler *sched, struct batch *batch)
+{
+    for (int32_t i = 0; i < sched->running.n; i++) {
+        int32_t slot = sched->running.slots[i];
+        struct seq *seq = &sched->seqs[slot];
+        if (!is_generating(seq))
+            continue;
+        while (seq->state == SEQ_RUNNING && !kv_cache_grow(sched->kv, &seq->kv, seq->n_tokens))
+            preempt(sched, sched->running.slots[sched->running.n - 1]);
+        if (seq->state == SEQ_RUNNING)
+            plan_rows(sched, batch, slot, 1);
+    }
+}
+
+static int32_t budget_left(const struct scheduler *sched, const struct batch *batch)
+{
+    return sched->config.max_rows - batch->n_rows;
+}
+
+/* Running sequences that still have tokens to compute take chunks of what is left. */
+static void plan_chunks(struct scheduler *sched, struct batch *batch)
+{
+    for (int32_t i = 0; i < sched->running.n && budget_left(sched, batch) > 0; i++) {
+        int32_t slot = sched->running.slots[i];
+        if (!is_generating(&sched->seqs[slot]))
+            plan_rows(sched, batch, slot, budget_left(sched, batch));
+    }
+}
+
+/* Gives the first waiting sequence its pages. Unless it would run alone, it leaves a page for each
+ * running sequence, so that admitting it doesn't preempt one in the next steps. */
+static bool admit(struct scheduler *sched, int32_t slot)
+{
+    struct seq *seq = &sched->seqs[slot];
+    int32_t cached = kv_cache_match(sched->kv, &seq->kv, seq->tokens, seq->n_tokens);
+    int32_t want = pages_for(seq->n_tokens) - seq->kv.n_pages;
+    int32_t reserve = sched->running.n;
+
+    if (kv_cache_available(sched->kv) < want + reserve ||
+        !kv_cache_grow(sched->kv, &seq->kv, seq->n_tokens)) {
+        kv_cache_release(sched->kv, &seq->kv, seq->cache_salt);
+        return false;
+    }
+    seq->n_computed = cached;
+    if (seq->n_cached_prompt < 0)
+        seq->n_cached_prompt = cached;
+    seq->state = SEQ_RUNNING;
+    order_remove(&sched->waiting, slot);
+    order_insert(sched, &sched->running, slot);
+    return true;
+}
+
+static void plan_admissions(struct scheduler *sched, struct batch *batch)
+{
+    while (sched->waiting.n > 0 && sched->running.n < sched->config.max_running &&
+           budget_left(sched, batch) > 0) {
+        int32_t slot = sched->waiting.slots[0];
+        if (!admit(sched, slot))
+            break;
+        plan_rows(sched, batch, slot, budget_left(sched, batch));
+    }
+}
+
+void scheduler_plan(struct scheduler *sched, struct batch *batch)
+{
+    batch_clear(batch);
+    plan_generating(sched, batch);
+    plan_chunks(sched, batch);
+    plan_admissions(sched, batch);
+    ASSERT(batch->n_rows > 0 || sched->running.n + sched->waiting.n == 0);
+}
+
+void scheduler_advance(struct scheduler *sched, const struct batch *batch)
+{
+    for (int32_t i = 0; i < batch->n_seqs; i++) {
+        const struct batch_seq *part = &batch_seqs(batch)[i];
+        struct seq *seq = live_seq(sched, part->slot);
+        seq->n_computed = part->kv_len;
+        kv_cache_commit(sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    }
+}
+
+void scheduler_append(struct scheduler *sched, int32_t slot, int32_t token)
+{
+    struct seq *seq = live_seq(sched, slot);
+
+    ASSERT(seq->n_computed == seq->n_tokens && seq->n_tokens < seq->max_tokens);
+    seq->tokens[seq->n_tokens++] = token;
+}
+
+int32_t scheduler_cached_tokens(const struct scheduler *sched, int32_t slot)
+{
+    return sched->seqs[slot].n_cached_prompt;
+}
+
+struct scheduler_stats scheduler_stats(const struct scheduler *sched)
+{
+    return (struct scheduler_stats){
+        .running = sched->running.n,
+        .waiting = sched->waiting.n,
+        .preemptions = sched->preemptions,
+        .kv = kv_cache_stats(sched->kv),
+    };
+}

@@ -1,0 +1,67 @@
+/* Which sequences run in the next step, and with how many tokens. Pure host code: it knows tokens,
+ * pages and priorities; nothing of HTTP, text or devices.
+ *
+ *      add                    plan: admitted               sampled token needs no more
+ *    ------> WAITING -------------------------> RUNNING ---------------------------> (remove)
+ *               ^                                  |
+ *               '----------------------------------'
+ *                 plan: preempted (pages released; what was computed is computed again)
+ *
+ * Each step spends a budget of query tokens: sequences that generate come first, one token each;
+ * then chunks of prompts, by priority and arrival. A prompt gets all its pages when it is admitted;
+ * a sequence that generates takes a page when it crosses into one, and when none is left the
+ * running sequence that is last in (priority, arrival) gives its pages back. */
+#pragma once
+
+#include "kernels/batch.h"
+#include "server/kv_cache.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct scheduler;
+
+struct scheduler_config {
+    int32_t slots;         /* sequences it can hold, waiting ones included */
+    int32_t max_running;   /* sequences of one step */
+    int32_t max_rows;      /* query tokens of one step; >= max_running */
+    int32_t max_model_len; /* tokens of one sequence; its pages fit in the cache */
+    int32_t kv_pages;
+    bool prefix_caching;
+};
+
+struct scheduler *scheduler_new(const struct scheduler_config *config);
+void scheduler_free(struct scheduler *sched);
+
+/* The limits of the batches it plans. */
+struct batch_limits scheduler_limits(const struct scheduler *sched);
+
+/* Adds a waiting sequence in the free slot `slot`. `tokens` are copied. A smaller `priority` runs
+ * earlier; equal ones in order of arrival. `max_new_tokens` bounds what scheduler_append adds;
+ * prompt and new tokens together fit in max_model_len (asserted). */
+void scheduler_add(struct scheduler *sched, int32_t slot, const int32_t *tokens, int32_t n_tokens,
+                   int32_t max_new_tokens, int32_t priority, uint64_t cache_salt);
+
+/* Takes a sequence out, whatever its state, and releases its pages. */
+void scheduler_remove(struct scheduler *sched, int32_t slot);
+
+/* Plans the next step into `batch` (cleared first). The batch is empty when nothing can run, which
+ * is so only when no sequence is there. */
+void scheduler_plan(struct scheduler *sched, struct batch *batch);
+
+/* The step of `batch` was computed: its rows are in the cache. Before scheduler_append. */
+void scheduler_advance(struct scheduler *sched, const struct batch *batch);
+
+/* The token sampled for a sequence whose logits the step gave. */
+void scheduler_append(struct scheduler *sched, int32_t slot, int32_t token);
+
+/* Prompt tokens that were found in the cache when the sequence was first admitted; -1 before. */
+int32_t scheduler_cached_tokens(const struct scheduler *sched, int32_t slot);
+
+struct scheduler_stats {
+    int32_t running, waiting;
+    int64_t preemptions; /* ever */
+    struct kv_cache_stats kv;
+};
+
+struct scheduler_stats scheduler_stats(const struct scheduler *sched);
