@@ -7,6 +7,7 @@
  * for all heads), head_dim, and the keys of training. */
 #include "model/config.h"
 
+#include "base/buffer.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "model/keys.h"
@@ -91,35 +92,40 @@ static const char *architecture_of(const struct json *root)
     return json_is(first, JSON_STRING) ? json_string(first) : NULL;
 }
 
-static int refuse_family(const struct keys *k, const char *type, const char *architecture)
+static void refuse_family(const struct keys *k, const char *type, const char *architecture)
 {
-    char supported[256] = "";
-    size_t used = 0;
+    struct buffer supported;
 
+    buffer_init(&supported, sizeof(k->err->message));
     for (size_t i = 0; i < N_FAMILIES; i++)
-        used += (size_t)snprintf(supported + used, sizeof(supported) - used, "%s%s (%s)",
-                                 i ? ", " : "", families[i].model_type, families[i].architecture);
-    return error_set(k->err, "%s: model type \"%.64s\"%s%.64s is not supported; supported are %s",
-                     k->file, type, architecture ? " with architecture " : "",
-                     architecture ? architecture : "", supported);
+        buffer_printf(&supported, "%s%s (%s)", i ? ", " : "", families[i].model_type,
+                      families[i].architecture);
+    error_set(k->err, "%s: model type \"%.64s\"%s%.64s is not supported; supported are %s", k->file,
+              type, architecture ? " with architecture " : "", architecture ? architecture : "",
+              supported.data);
+    buffer_free(&supported);
 }
 
-static int find_family(const struct keys *k, const struct family **found)
+/* The family that the file names, or NULL and a message. */
+static const struct family *find_family(const struct keys *k)
 {
     const struct json *type = json_get(k->object, "model_type");
     const char *architecture = architecture_of(k->object);
 
-    if (!json_is(type, JSON_STRING))
-        return keys_refuse(k, "model_type", "a string");
-    if (keys_present(k, "architectures") && !architecture)
-        return keys_refuse(k, "architectures", "a list of strings");
-    for (size_t i = 0; i < N_FAMILIES; i++) {
-        *found = &families[i];
+    if (!json_is(type, JSON_STRING)) {
+        keys_refuse(k, "model_type", "a string");
+        return NULL;
+    }
+    if (keys_present(k, "architectures") && !architecture) {
+        keys_refuse(k, "architectures", "a list of strings");
+        return NULL;
+    }
+    for (size_t i = 0; i < N_FAMILIES; i++)
         if (strcmp(json_string(type), families[i].model_type) == 0 &&
             (!architecture || strcmp(architecture, families[i].architecture) == 0))
-            return 0;
-    }
-    return refuse_family(k, json_string(type), architecture);
+            return &families[i];
+    refuse_family(k, json_string(type), architecture);
+    return NULL;
 }
 
 static int read_shape(const struct keys *k, struct model_config *c)
@@ -401,29 +407,24 @@ static int read_eos(const struct keys *k, struct model_config *c)
 
 static int read_config(struct model_config *c, const struct keys *k)
 {
-    const struct family *family;
+    const struct family *family = find_family(k);
 
-    if (find_family(k, &family))
+    if (!family)
         return -1;
     snprintf(c->model_type, sizeof(c->model_type), "%s", family->model_type);
     if (read_shape(k, c) || read_attention(k, c) || read_rope(k, family->graph, c) ||
         read_moe(k, family->graph, c) || read_quantization(k, c) || read_eos(k, c))
         return -1;
-    c->bos = -1;
-    return keys_present(k, "bos_token_id")
-               ? keys_int(k, "bos_token_id", 0, c->vocab_size - 1, &c->bos)
-               : 0;
+    return keys_int_or(k, "bos_token_id", -1, 0, c->vocab_size - 1, &c->bos);
 }
 
-/* A number of generation_config.json, where null is as good as absent. */
+/* A number of generation_config.json; without it `*out` stays. */
 static int generation_number(const struct keys *k, const char *key, double min, double max,
                              float *out)
 {
     double value;
 
-    if (!keys_present(k, key))
-        return 0;
-    if (keys_number(k, key, min, max, &value))
+    if (keys_number_or(k, key, *out, min, max, &value))
         return -1;
     *out = (float)value;
     return 0;
@@ -437,9 +438,8 @@ static int read_generation_config(struct model_config *c, const struct keys *k)
         (keys_present(k, "do_sample") && keys_bool_or(k, "do_sample", true, &sample)) ||
         generation_number(k, "temperature", 0, 100, &c->default_temperature) ||
         generation_number(k, "top_p", 1e-6, 1, &c->default_top_p) ||
-        generation_number(k, "repetition_penalty", 1e-2, 100, &c->default_repetition_penalty))
-        return -1;
-    if (keys_present(k, "top_k") && keys_int(k, "top_k", -1, MAX_VOCAB, &c->default_top_k))
+        generation_number(k, "repetition_penalty", 1e-2, 100, &c->default_repetition_penalty) ||
+        keys_int_or(k, "top_k", 0, -1, MAX_VOCAB, &c->default_top_k))
         return -1;
     if (c->default_top_k < 0) /* -1 is another way to say "all" */
         c->default_top_k = 0;

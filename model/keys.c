@@ -56,7 +56,7 @@ int keys_int_or(const struct keys *keys, const char *key, int32_t fallback, int3
                 int32_t max, int32_t *out)
 {
     *out = fallback;
-    return find(keys, key) ? keys_int(keys, key, min, max, out) : 0;
+    return keys_present(keys, key) ? keys_int(keys, key, min, max, out) : 0;
 }
 
 int keys_count_or(const struct keys *keys, const char *key, int32_t fallback, int32_t max,
@@ -85,7 +85,7 @@ int keys_number_or(const struct keys *keys, const char *key, double fallback, do
                    double max, double *out)
 {
     *out = fallback;
-    return find(keys, key) ? keys_number(keys, key, min, max, out) : 0;
+    return keys_present(keys, key) ? keys_number(keys, key, min, max, out) : 0;
 }
 
 int keys_bool_or(const struct keys *keys, const char *key, bool fallback, bool *out)

@@ -3,8 +3,8 @@
  *
  *     model/config.json: "kv_lora_rank" must be a whole number from 1 to 4096, got "x"
  *
- * All functions return 0, or -1 with the message in `err`. A fallback is what an absent key means;
- * functions without one require the key. */
+ * All functions return 0, or -1 with the message in `err`. A fallback is what an absent key means,
+ * and null too unless the function says otherwise; functions without a fallback require the key. */
 #pragma once
 
 #include "base/error.h"
@@ -37,7 +37,7 @@ int keys_number_or(const struct keys *keys, const char *key, double fallback, do
 /* null reads as false, as None does in Python's conditions. */
 int keys_bool_or(const struct keys *keys, const char *key, bool fallback, bool *out);
 
-/* One of the NULL-terminated `choices`; null is as good as absent. */
+/* One of the NULL-terminated `choices`. */
 int keys_choice_or(const struct keys *keys, const char *key, const char *fallback,
                    const char *const *choices, const char **out);
 

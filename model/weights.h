@@ -30,14 +30,15 @@ struct layer_weights {
 struct model_weights {
     struct tensor embed;      /* (V, d) */
     struct tensor final_norm; /* (d) */
-    struct tensor lm_head;    /* (V, d); the same memory as `embed` when tied */
+    struct tensor lm_head;    /* (V, d); the same memory as `embed` when tied and not stored */
     struct layer_weights *layers;
 };
 
 /* Reads every tensor the config asks for from the checkpoint folder, checks shapes, dequantises
  * FP8 blocks, and uploads to the backend. Returns 0; on error nothing stays allocated and the
  * message names file and tensor. `*cancel`, read between tensors, ends the load early with an
- * error (a termination signal during the load). */
+ * error (a termination signal during the load); NULL: never. Host memory: the largest tensor or
+ * block of experts as it is uploaded, and one matrix as it is stored. */
 int weights_load(struct model_weights *weights, const struct model_config *config, const char *dir,
                  struct backend *be, const atomic_int *cancel, struct error *err);
 void weights_free(struct model_weights *weights, const struct model_config *config,

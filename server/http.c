@@ -315,7 +315,7 @@ static void *on_request_line(void *arg, const char *target, struct MHD_Connectio
     conn->exchange = ex;
     if (conn->reading_since_us == 0)
         conn->reading_since_us = clock_us();
-    ex->bad_target = !target || (nul && nul < target + strcspn(target, "?"));
+    ex->bad_target = !target || strchr(target, ' ') || (nul && nul < strchrnul(target, '?'));
     server->active++;
     return ex;
 }
@@ -395,7 +395,10 @@ static struct MHD_Response *make_response(struct http_exchange *ex)
     struct MHD_Response *response;
     const char *at = ex->headers.data;
 
-    if (ex->is_stream) {
+    if (ex->is_stream && strcmp(ex->method, "HEAD") == 0) {
+        /* MHD would send the last chunk of the body that must not be there. */
+        response = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
+    } else if (ex->is_stream) {
         response =
             MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, on_read, ex, NULL);
     } else {
@@ -569,7 +572,7 @@ static struct MHD_Daemon *start_daemon(struct http_server *server, int listen_fd
 #if MHD_VERSION >= 0x00097701
         MHD_OPTION_CLIENT_DISCIPLINE_LVL, 1,
 #else
-        MHD_OPTION_STRICT_FOR_CLIENT, 1,
+        MHD_OPTION_STRICT_FOR_CLIENT, 0, /* 1 would send heads twice; we are strict ourselves */
 #endif
         MHD_OPTION_END);
 }

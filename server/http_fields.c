@@ -31,10 +31,11 @@ void http_fields_free(struct http_fields *fields)
     buffer_free(&fields->arguments);
 }
 
-static void add(struct buffer *to, const char *name, const char *value)
+static void add(struct buffer *to, const char *name, const char *value, size_t value_len)
 {
     buffer_append(to, name, strlen(name) + 1);
-    buffer_append(to, value, strlen(value) + 1);
+    buffer_append(to, value, value_len);
+    buffer_append(to, "", 1);
 }
 
 static bool is_token(const char *name)
@@ -75,16 +76,23 @@ static int count_framing(struct http_fields *fields, const char *name, const cha
 
 void http_fields_add_header(struct http_fields *fields, const char *name, const char *value)
 {
-    add(&fields->headers, name, value);
+    size_t len = strlen(value);
+
+    while (len && (value[len - 1] == ' ' || value[len - 1] == '\t'))
+        len--;
+    add(&fields->headers, name, value, len);
     if (!is_token(name) || has_control(value))
         fields->malformed = true;
+    if (strcasecmp(name, "Transfer-Encoding") == 0 && strcasecmp(value, "chunked") != 0)
+        fields->malformed = true;
+    fields->hosts += strcasecmp(name, "Host") == 0;
     fields->content_lengths += count_framing(fields, name, "Content-Length");
     fields->transfer_encodings += count_framing(fields, name, "Transfer-Encoding");
 }
 
 void http_fields_add_argument(struct http_fields *fields, const char *name, const char *value)
 {
-    add(&fields->arguments, name, value);
+    add(&fields->arguments, name, value, strlen(value));
 }
 
 static const char *find(const struct buffer *in, const char *name,
@@ -127,14 +135,13 @@ static int judge_length(const char *digits, size_t max_body)
 
 int http_fields_judge(const struct http_fields *fields, bool http_1_0, size_t max_body)
 {
-    const char *coding = http_fields_header(fields, "Transfer-Encoding");
     const char *length = http_fields_header(fields, "Content-Length");
 
     if (fields->malformed || fields->headers.overflowed || fields->arguments.overflowed)
         return 400;
     if (fields->content_lengths + fields->transfer_encodings > 1)
         return 400;
-    if (coding && (http_1_0 || strcasecmp(coding, "chunked") != 0))
+    if (http_1_0 ? fields->transfer_encodings > 0 : fields->hosts != 1)
         return 400;
     return length ? judge_length(length, max_body) : 0;
 }

@@ -13,7 +13,8 @@ struct http_fields {
     struct buffer arguments; /* the same, percent-decoded */
     int content_lengths;     /* how many fields of that name there are */
     int transfer_encodings;
-    bool malformed; /* a field no client sends by accident */
+    int hosts;
+    bool malformed; /* a field that is no field, or a coding other than chunked */
 };
 
 void http_fields_init(struct http_fields *fields);
@@ -22,7 +23,8 @@ void http_fields_free(struct http_fields *fields);
 void http_fields_add_header(struct http_fields *fields, const char *name, const char *value);
 void http_fields_add_argument(struct http_fields *fields, const char *name, const char *value);
 
-/* First value of that name, or NULL. Header names are compared without regard to case. */
+/* First value of that name, or NULL. Header names are compared without regard to case, and their
+ * values have no blanks at the end. */
 const char *http_fields_header(const struct http_fields *fields, const char *name);
 const char *http_fields_argument(const struct http_fields *fields, const char *name);
 

@@ -4,13 +4,13 @@
 
 #include "base/memory.h"
 
-#include <omp.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 static void scratch_free(struct cpu_backend *cpu)
 {
-    for (int t = 0; cpu->scratch && t < cpu->threads; t++)
+    for (int t = 0; cpu->scratch && t < cpu->n_threads; t++)
         free(cpu->scratch[t].block);
     free(cpu->scratch);
     cpu->scratch = NULL;
@@ -20,6 +20,7 @@ static void cpu_close(struct backend *be)
 {
     struct cpu_backend *cpu = cpu_backend(be);
 
+    cpu_threads_free(cpu->threads);
     scratch_free(cpu);
     cpu_moe_free(cpu->moe);
     cpu_sampler_free(cpu->sampler);
@@ -72,8 +73,8 @@ static int cpu_reserve(struct backend *be, const struct mla_shape *mla,
         return error_set(err, "the model has %d experts; the CPU backend takes at most %d",
                          moe->experts, CPU_MAX_EXPERTS);
     scratch_free(cpu);
-    cpu->scratch = mem_zalloc((size_t)cpu->threads, sizeof(*cpu->scratch));
-    for (int t = 0; t < cpu->threads; t++)
+    cpu->scratch = mem_zalloc((size_t)cpu->n_threads, sizeof(*cpu->scratch));
+    for (int t = 0; t < cpu->n_threads; t++)
         scratch_take(&cpu->scratch[t], mla, (size_t)cpu->limits.max_rows);
     cpu_moe_free(cpu->moe);
     cpu->moe = moe && moe->experts > 0 ? cpu_moe_new(moe, moe_intermediate) : NULL;
@@ -131,22 +132,31 @@ static const struct backend_ops cpu_ops = {
     .sample = cpu_sample,
 };
 
+/* How many processors this process may run on. */
+static int processors(void)
+{
+    cpu_set_t set;
+
+    return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
 struct backend *backend_cpu_open(const struct backend_options *options)
 {
     struct cpu_backend *cpu = mem_zalloc(1, sizeof(*cpu));
     size_t rows = (size_t)options->limits.max_rows;
-    int threads = options->threads > 0 ? options->threads : omp_get_num_procs();
+    int threads = options->threads > 0 ? options->threads : processors();
 
     ASSERT(options->limits.max_rows > 0 && options->slots > 0 && options->vocab_size > 0);
     cpu->base.ops = &cpu_ops;
     cpu->base.activation_dtype = DTYPE_F32;
     cpu->base.kv_dtype = DTYPE_F32;
-    cpu->threads = threads < CPU_MAX_THREADS ? threads : CPU_MAX_THREADS;
+    cpu->n_threads = threads < CPU_MAX_THREADS ? threads : CPU_MAX_THREADS;
+    cpu->threads = cpu_threads_new(cpu->n_threads);
     cpu->limits = options->limits;
     cpu->row_seq = mem_zalloc(rows, sizeof(*cpu->row_seq));
     cpu->absorbed_rows = mem_zalloc(rows, sizeof(*cpu->absorbed_rows));
     cpu->cos = mem_zalloc(rows * (ROPE_MAX_DIM / 2), sizeof(float));
     cpu->sin = mem_zalloc(rows * (ROPE_MAX_DIM / 2), sizeof(float));
-    cpu->sampler = cpu_sampler_new(options->slots, options->vocab_size, cpu->threads);
+    cpu->sampler = cpu_sampler_new(options->slots, options->vocab_size, cpu->n_threads);
     return &cpu->base;
 }

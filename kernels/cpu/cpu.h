@@ -37,7 +37,7 @@ enum {
     CPU_LANES = 8,
     CPU_MAX_THREADS = 256,
     CPU_MAX_EXPERTS = 1024,
-    CPU_PARALLEL_WORK = 1 << 20, /* multiply-adds that pay for waking the threads */
+    CPU_PARALLEL_WORK = 1 << 18, /* multiply-adds that pay for sharing them out */
 
     CPU_PREFILL_ROWS = 64, /* query rows whose scores are held at a time */
     CPU_DECODE_ROWS = 4,   /* rows and heads of one decode task, */
@@ -64,12 +64,14 @@ struct cpu_scratch {
     float *head_out;   /* (CPU_DECODE_ROWS, v) */
 };
 
+struct cpu_threads; /* threads.c */
 struct cpu_sampler; /* sample.c: the sampler state of all slots */
 struct cpu_moe;     /* moe.c: working memory for the experts */
 
 struct cpu_backend {
     struct backend base;
-    int threads;
+    int n_threads;
+    struct cpu_threads *threads;
     struct batch_limits limits;
     const struct batch *batch; /* the current step's */
 
@@ -84,7 +86,7 @@ struct cpu_backend {
     struct rope_config rope;
     int rope_ready;
 
-    struct cpu_scratch *scratch; /* (threads); NULL before reserve */
+    struct cpu_scratch *scratch; /* (n_threads); NULL before reserve */
     struct cpu_moe *moe;         /* NULL without experts */
     struct cpu_sampler *sampler;
 };
@@ -136,6 +138,21 @@ static inline struct cpu_rows cpu_rows_from(struct cpu_rows w, int64_t row)
     w.data = (const char *)w.data + (size_t)row * w.stride * dtype_size(w.dtype);
     return w;
 }
+
+/* --- threads.c --- */
+
+/* Called for the indices first .. end - 1, on thread `thread` (below n_threads; one call at a time
+ * on each). */
+typedef void (*cpu_range_fn)(void *context, int64_t first, int64_t end, int thread);
+
+/* Runs `run` over 0 .. n - 1 in ranges of `grain` indices, on several threads if `work`, the
+ * multiply-adds of all of it, is worth it. Returns when all is done. Ranges must not depend on each
+ * other; a single range may also be all of 0 .. n - 1. */
+void cpu_parallel(struct cpu_backend *cpu, int64_t work, int64_t n, int64_t grain, cpu_range_fn run,
+                  void *context);
+
+struct cpu_threads *cpu_threads_new(int count); /* `count` with the caller's own */
+void cpu_threads_free(struct cpu_threads *threads);
 
 /* --- dots.c: the loops that everything else is made of. One thread each. --- */
 

@@ -9,16 +9,19 @@
 
 #include <string.h>
 
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef uint16_t u16x8_unaligned __attribute__((vector_size(16), aligned(2), may_alias));
-typedef uint32_t u32x8 __attribute__((vector_size(32)));
+typedef float v4 __attribute__((vector_size(16)));
 
 enum { MAX_TILE = 4 };
 
+/* Eight elements from `at` on. A BF16 is the upper half of an F32: a zero goes below each. */
 CPU_INLINE void load(cpu_v8 *out, const void *p, int64_t at, enum dtype dtype)
 {
     if (dtype == DTYPE_BF16) {
-        u16x8_unaligned high = *(const u16x8_unaligned *)((const uint16_t *)p + at);
-        *out = (cpu_v8)(__builtin_convertvector(high, u32x8) << 16);
+        u16x8 h = *(const u16x8_unaligned *)((const uint16_t *)p + at), z = {0};
+        *out = (cpu_v8)__builtin_shufflevector(z, h, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14,
+                                               0, 15);
     } else {
         *out = *(const cpu_v8_unaligned *)((const float *)p + at);
     }
@@ -44,9 +47,11 @@ CPU_INLINE void load_tail(cpu_v8 *out, const void *p, int64_t at, int64_t end, e
 
 CPU_INLINE float sum_lanes(const cpu_v8 *v)
 {
-    cpu_v8 a = *v;
+    v4 half =
+        __builtin_shufflevector(*v, *v, 0, 1, 2, 3) + __builtin_shufflevector(*v, *v, 4, 5, 6, 7);
+    v4 pair = half + __builtin_shufflevector(half, half, 2, 3, 0, 1);
 
-    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+    return pair[0] + pair[1];
 }
 
 /* A tile of `rows` x `outs` dot products from row `r` and output `o` on. The counts and the dtype
@@ -94,24 +99,32 @@ CPU_INLINE void dots_tile(const struct cpu_dots *d, int64_t r, int64_t o, int ro
             d->out[(size_t)(r + a) * d->out_stride + (size_t)(o + b)] = sum_lanes(&acc[a][b]);
 }
 
-/* Outputs outside, rows inside: the few rows of w stay in the nearest cache. 4 x 3 sums and their
- * operands just fit the 16 vector registers of AVX2. */
+/* Rows first .. end - 1 in tiles of `rows` x `outs`. Outputs outside, rows inside: the few rows of
+ * w stay in the nearest cache. */
+CPU_INLINE void dots_band(const struct cpu_dots *d, int64_t first, int64_t end, int rows, int outs,
+                          enum dtype dtype)
+{
+    int64_t o = 0;
+
+    for (; o + outs <= d->outs; o += outs)
+        for (int64_t r = first; r < end; r += rows)
+            dots_tile(d, r, o, rows, outs, dtype);
+    for (; o < d->outs; o++)
+        for (int64_t r = first; r < end; r += rows)
+            dots_tile(d, r, o, rows, 1, dtype);
+}
+
+/* 4 x 3 sums and their operands just fit the 16 vector registers of AVX2. */
 CPU_INLINE void dots_of(const struct cpu_dots *d, enum dtype dtype)
 {
-    int64_t by_four = d->rows - d->rows % 4, o = 0;
+    int64_t by_four = d->rows - d->rows % 4, by_two = d->rows - d->rows % 2;
 
-    for (; by_four && o + 3 <= d->outs; o += 3)
-        for (int64_t r = 0; r < by_four; r += 4)
-            dots_tile(d, r, o, 4, 3, dtype);
-    for (; by_four && o < d->outs; o++)
-        for (int64_t r = 0; r < by_four; r += 4)
-            dots_tile(d, r, o, 4, 1, dtype);
-    for (int64_t r = by_four; r < d->rows; r++) {
-        for (o = 0; o + 4 <= d->outs; o += 4)
-            dots_tile(d, r, o, 1, 4, dtype);
-        for (; o < d->outs; o++)
-            dots_tile(d, r, o, 1, 1, dtype);
-    }
+    if (by_four > 0)
+        dots_band(d, 0, by_four, 4, 3, dtype);
+    if (by_two > by_four)
+        dots_band(d, by_four, by_two, 2, 4, dtype);
+    if (d->rows > by_two)
+        dots_band(d, by_two, d->rows, 1, 4, dtype);
 }
 
 CPU_CLONES static void dots_f32(const struct cpu_dots *d)
@@ -163,21 +176,17 @@ CPU_INLINE void sum_tile(const struct cpu_weighted_sum *s, int64_t r, int64_t i,
                 acc[a][b];
 }
 
-CPU_INLINE void sums_of(const struct cpu_weighted_sum *s, enum dtype dtype)
+/* Rows first .. end - 1 in tiles of `rows` rows, the columns after the last whole tile one by one.
+ */
+CPU_INLINE void sums_band(const struct cpu_weighted_sum *s, int64_t first, int64_t end, int rows,
+                          int vectors, enum dtype dtype)
 {
-    int64_t by_four = s->rows - s->rows % 4, whole = s->n - s->n % (2 * CPU_LANES);
+    int64_t step = vectors * CPU_LANES, whole = s->n - s->n % step;
 
-    for (int64_t r = 0; r < by_four; r += 4)
-        for (int64_t i = 0; i < whole; i += 2 * CPU_LANES)
-            sum_tile(s, r, i, 4, 2, dtype);
-    for (int64_t r = by_four; r < s->rows; r++) {
-        int64_t i = 0;
-        for (; i + 4 * CPU_LANES <= whole; i += 4 * CPU_LANES)
-            sum_tile(s, r, i, 1, 4, dtype);
-        for (; i < whole; i += 2 * CPU_LANES)
-            sum_tile(s, r, i, 1, 2, dtype);
-    }
-    for (int64_t r = 0; r < s->rows; r++) {
+    for (int64_t r = first; r < end; r += rows)
+        for (int64_t i = 0; i < whole; i += step)
+            sum_tile(s, r, i, rows, vectors, dtype);
+    for (int64_t r = first; r < end; r++) {
         for (int64_t i = whole; i < s->n; i++) {
             float sum = s->out[(size_t)r * s->out_stride + (size_t)i];
             for (int64_t j = 0; j < s->terms; j++)
@@ -186,6 +195,18 @@ CPU_INLINE void sums_of(const struct cpu_weighted_sum *s, enum dtype dtype)
             s->out[(size_t)r * s->out_stride + (size_t)i] = sum;
         }
     }
+}
+
+CPU_INLINE void sums_of(const struct cpu_weighted_sum *s, enum dtype dtype)
+{
+    int64_t by_four = s->rows - s->rows % 4, by_two = s->rows - s->rows % 2;
+
+    if (by_four > 0)
+        sums_band(s, 0, by_four, 4, 2, dtype);
+    if (by_two > by_four)
+        sums_band(s, by_four, by_two, 2, 4, dtype);
+    if (s->rows > by_two)
+        sums_band(s, by_two, s->rows, 1, 4, dtype);
 }
 
 CPU_CLONES static void sums_f32(const struct cpu_weighted_sum *s)

@@ -13,16 +13,26 @@ void cpu_add(struct backend *be, struct tensor x, struct tensor y)
         sum[i] += term[i];
 }
 
+struct swiglu {
+    float *gate;
+    const float *up;
+    int64_t n;
+};
+
+static void run(void *context, int64_t first, int64_t end, int thread)
+{
+    const struct swiglu *op = context;
+
+    (void)thread;
+    for (int64_t r = first; r < end; r++)
+        cpu_swiglu_row(op->gate + r * op->n, op->up + r * op->n, op->n);
+}
+
 void cpu_swiglu(struct backend *be, struct tensor gate, struct tensor up)
 {
-    struct cpu_backend *cpu = cpu_backend(be);
     int64_t rows = gate.shape[0], n = cpu_last_dim(&gate);
-    float *g = cpu_f32_out(&gate);
-    const float *u = cpu_f32(&up);
+    struct swiglu op = {cpu_f32_out(&gate), cpu_f32(&up), n};
 
     ASSERT(tensor_elements(&up) == rows * n && tensor_elements(&gate) == rows * n);
-#pragma omp parallel for num_threads(cpu->threads)                                                 \
-    schedule(static) if (rows * n > CPU_PARALLEL_WORK)
-    for (int64_t r = 0; r < rows; r++)
-        cpu_swiglu_row(g + r * n, u + r * n, n);
+    cpu_parallel(cpu_backend(be), 8 * rows * n, rows, 16, run, &op);
 }

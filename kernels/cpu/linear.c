@@ -18,12 +18,37 @@ static int64_t clamp(int64_t value, int64_t low, int64_t high)
     return value < low ? low : value > high ? high : value;
 }
 
-static void linear_task(const struct cpu_dots *job, const float *bias)
+struct linear {
+    float *out;
+    const float *x, *bias;
+    const struct tensor *weight;
+    int64_t m, n, k;
+    int64_t rows, outs; /* of one task */
+    int64_t row_tasks;
+};
+
+static void run(void *context, int64_t first, int64_t end, int thread)
 {
-    cpu_dots(job);
-    for (int64_t r = 0; bias && r < job->rows; r++)
-        for (int64_t o = 0; o < job->outs; o++)
-            job->out[(size_t)r * job->out_stride + (size_t)o] += bias[o];
+    const struct linear *l = context;
+
+    (void)thread;
+    for (int64_t task = first; task < end; task++) {
+        int64_t row = task % l->row_tasks * l->rows, o = task / l->row_tasks * l->outs;
+        struct cpu_dots job = {
+            .out = l->out + row * l->n + o,
+            .out_stride = (size_t)l->n,
+            .x = l->x + row * l->k,
+            .x_stride = (size_t)l->k,
+            .w = cpu_weight_rows(l->weight, o),
+            .rows = clamp(l->m - row, 0, l->rows),
+            .outs = clamp(l->n - o, 0, l->outs),
+            .k = l->k,
+        };
+        cpu_dots(&job);
+        for (int64_t r = 0; l->bias && r < job.rows; r++)
+            for (int64_t i = 0; i < job.outs; i++)
+                job.out[r * l->n + i] += l->bias[o + i];
+    }
 }
 
 void cpu_linear(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
@@ -31,27 +56,21 @@ void cpu_linear(struct backend *be, struct tensor out, struct tensor x, struct t
 {
     struct cpu_backend *cpu = cpu_backend(be);
     int64_t m = x.shape[0], k = cpu_last_dim(&x), n = weight.shape[0];
+    int64_t share = ceil_div(ceil_div(n, cpu->n_threads), OUTS_STEP) * OUTS_STEP;
 
     ASSERT(out.shape[0] == m && cpu_last_dim(&out) == n && cpu_last_dim(&weight) == k);
-    ASSERT(!bias.data || (bias.dtype == DTYPE_F32 && tensor_elements(&bias) == n));
-    int64_t rows = clamp(ROW_FLOATS / k / 4 * 4, 4, MAX_ROWS);
-    int64_t outs = clamp(ceil_div(ceil_div(n, cpu->threads), OUTS_STEP) * OUTS_STEP, 1, MAX_OUTS);
-    int64_t row_tasks = ceil_div(m, rows), tasks = row_tasks * ceil_div(n, outs);
-
-#pragma omp parallel for num_threads(cpu->threads)                                                 \
-    schedule(static) if (m * n * k > CPU_PARALLEL_WORK)
-    for (int64_t task = 0; task < tasks; task++) {
-        int64_t row = task % row_tasks * rows, o = task / row_tasks * outs;
-        struct cpu_dots job = {
-            .out = cpu_f32_out(&out) + row * n + o,
-            .out_stride = (size_t)n,
-            .x = cpu_f32(&x) + row * k,
-            .x_stride = (size_t)k,
-            .w = cpu_weight_rows(&weight, o),
-            .rows = clamp(m - row, 0, rows),
-            .outs = clamp(n - o, 0, outs),
-            .k = k,
-        };
-        linear_task(&job, bias.data ? (const float *)bias.data + o : NULL);
-    }
+    ASSERT(!bias.data || tensor_elements(&bias) == n);
+    struct linear l = {
+        .out = cpu_f32_out(&out),
+        .x = cpu_f32(&x),
+        .bias = bias.data ? cpu_f32(&bias) : NULL,
+        .weight = &weight,
+        .m = m,
+        .n = n,
+        .k = k,
+        .rows = clamp(ROW_FLOATS / k / 4 * 4, 4, MAX_ROWS),
+        .outs = clamp(share, OUTS_STEP, MAX_OUTS),
+    };
+    l.row_tasks = ceil_div(m, l.rows);
+    cpu_parallel(cpu, m * n * k, l.row_tasks * ceil_div(n, l.outs), 1, run, &l);
 }

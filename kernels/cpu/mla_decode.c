@@ -7,7 +7,6 @@
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 struct task {
@@ -134,39 +133,61 @@ static void project_out(const struct task *t)
     }
 }
 
-void cpu_mla_decode(struct backend *be, struct tensor out, struct tensor q,
-                    const struct mla_layer *layer)
+/* What the threads share. */
+struct decode {
+    struct cpu_backend *cpu;
+    const struct mla_layer *layer;
+    const float *q;
+    float *out;
+    int64_t tile_rows, tile_heads; /* of one task */
+};
+
+static void run(void *context, int64_t first, int64_t end, int thread)
 {
-    struct cpu_backend *cpu = cpu_backend(be);
-    const struct mla_shape *mla = &layer->shape;
-    int64_t heads = mla->heads, n = cpu->n_absorbed;
+    const struct decode *d = context;
+    int64_t heads = d->layer->shape.heads, n = d->cpu->n_absorbed;
+    int64_t head_tasks = (heads + d->tile_heads - 1) / d->tile_heads;
 
-    ASSERT(cpu->scratch && cpu_last_dim(&layer->kv_cache) == mla->kv_lora_rank + mla->rope_dim);
-    ASSERT(cpu_last_dim(&q) == heads * (mla->nope_dim + mla->rope_dim));
-    ASSERT(cpu_last_dim(&out) == heads * mla->v_dim);
-    /* Small tasks while there are too few to go round. */
-    int64_t tile_rows = n >= cpu->threads * CPU_DECODE_ROWS ? CPU_DECODE_ROWS : 1;
-    int64_t tile_heads = n >= cpu->threads ? CPU_DECODE_HEADS : 1;
-    int64_t row_tasks = (n + tile_rows - 1) / tile_rows;
-    int64_t head_tasks = (heads + tile_heads - 1) / tile_heads, tasks = row_tasks * head_tasks;
-
-#pragma omp parallel for num_threads(cpu->threads) schedule(dynamic) if (tasks > 1)
-    for (int64_t i = 0; i < tasks; i++) {
-        int64_t first = i / head_tasks * tile_rows, head = i % head_tasks * tile_heads;
+    for (int64_t i = first; i < end; i++) {
+        int64_t row = i / head_tasks * d->tile_rows, head = i % head_tasks * d->tile_heads;
         struct task t = {
-            .cpu = cpu,
-            .layer = layer,
-            .scratch = &cpu->scratch[omp_get_thread_num()],
-            .row = cpu->absorbed_rows + first,
-            .rows = n - first < tile_rows ? n - first : tile_rows,
+            .cpu = d->cpu,
+            .layer = d->layer,
+            .scratch = &d->cpu->scratch[thread],
+            .row = d->cpu->absorbed_rows + row,
+            .rows = n - row < d->tile_rows ? n - row : d->tile_rows,
             .first_head = head,
-            .heads = heads - head < tile_heads ? heads - head : tile_heads,
-            .q = cpu_f32(&q),
-            .out = cpu_f32_out(&out),
+            .heads = heads - head < d->tile_heads ? heads - head : d->tile_heads,
+            .q = d->q,
+            .out = d->out,
         };
         absorb(&t);
         for (int64_t r = 0; r < t.rows; r++)
             attend(&t, r);
         project_out(&t);
     }
+}
+
+void cpu_mla_decode(struct backend *be, struct tensor out, struct tensor q,
+                    const struct mla_layer *layer)
+{
+    struct cpu_backend *cpu = cpu_backend(be);
+    const struct mla_shape *mla = &layer->shape;
+    int64_t heads = mla->heads, n = cpu->n_absorbed, context = 0;
+    struct decode d = {cpu, layer, cpu_f32(&q), cpu_f32_out(&out), 1, 1};
+
+    ASSERT(cpu->scratch && cpu_last_dim(&layer->kv_cache) == mla->kv_lora_rank + mla->rope_dim);
+    ASSERT(cpu_last_dim(&q) == heads * (mla->nope_dim + mla->rope_dim));
+    ASSERT(cpu_last_dim(&out) == heads * mla->v_dim);
+    /* Small tasks while there are too few to go round. */
+    if (n >= cpu->n_threads)
+        d.tile_heads = CPU_DECODE_HEADS;
+    if (n >= cpu->n_threads * CPU_DECODE_ROWS)
+        d.tile_rows = CPU_DECODE_ROWS;
+    int64_t tasks =
+        (n + d.tile_rows - 1) / d.tile_rows * ((heads + d.tile_heads - 1) / d.tile_heads);
+    for (int64_t i = 0; i < n; i++)
+        context += batch_positions(cpu->batch)[cpu->absorbed_rows[i]] + 1;
+    cpu_parallel(cpu, heads * mla->kv_lora_rank * (2 * context + n * (mla->nope_dim + mla->v_dim)),
+                 tasks, 1, run, &d);
 }

@@ -8,7 +8,6 @@
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 /* One head of one sequence. */
@@ -119,37 +118,56 @@ static void run_task(const struct task *t, const int32_t *pages, const float *ca
         cpu_scale(t->out + (size_t)r * t->out_stride, 1.0f / s->row_sum[r], mla->v_dim);
 }
 
-void cpu_mla_prefill(struct backend *be, struct tensor out, struct tensor q,
-                     const struct mla_layer *layer)
+/* What the threads share. */
+struct prefill {
+    struct cpu_backend *cpu;
+    const struct mla_layer *layer;
+    const float *q;
+    float *out;
+};
+
+static void run(void *context, int64_t first, int64_t end, int thread)
 {
-    struct cpu_backend *cpu = cpu_backend(be);
-    const struct batch *batch = cpu->batch;
-    const struct mla_shape *mla = &layer->shape;
-    int64_t heads = mla->heads, tasks = batch->n_seqs * heads;
+    const struct prefill *p = context;
+    const struct batch *batch = p->cpu->batch;
+    const struct mla_shape *mla = &p->layer->shape;
     size_t q_head = (size_t)(mla->nope_dim + mla->rope_dim), v = (size_t)mla->v_dim;
 
-    ASSERT(cpu->scratch && cpu_last_dim(&layer->kv_cache) == mla->kv_lora_rank + mla->rope_dim);
-    ASSERT(cpu_last_dim(&q) == heads * (int64_t)q_head && cpu_last_dim(&out) == heads * (int64_t)v);
-    if (cpu->n_absorbed == batch->n_rows)
-        return;
-        /* Sequences differ in length, so tasks are dealt out as threads become free. */
-#pragma omp parallel for num_threads(cpu->threads) schedule(dynamic) if (tasks > 1)
-    for (int64_t i = 0; i < tasks; i++) {
-        const struct batch_seq *seq = &batch_seqs(batch)[i / heads];
-        int64_t h = i % heads, kv_b_row = h * (mla->nope_dim + mla->v_dim);
+    for (int64_t i = first; i < end; i++) {
+        const struct batch_seq *seq = &batch_seqs(batch)[i / mla->heads];
+        int64_t h = i % mla->heads, kv_b_row = h * (mla->nope_dim + mla->v_dim);
         if (seq->absorbed)
             continue;
         struct task t = {
             .shape = mla,
             .seq = seq,
-            .scratch = &cpu->scratch[omp_get_thread_num()],
-            .w_uk = cpu_weight_rows(&layer->kv_b, kv_b_row),
-            .w_uv = cpu_weight_rows(&layer->kv_b, kv_b_row + mla->nope_dim),
-            .q_stride = (size_t)heads * q_head,
-            .out_stride = (size_t)heads * v,
+            .scratch = &p->cpu->scratch[thread],
+            .w_uk = cpu_weight_rows(&p->layer->kv_b, kv_b_row),
+            .w_uv = cpu_weight_rows(&p->layer->kv_b, kv_b_row + mla->nope_dim),
+            .q_stride = (size_t)mla->heads * q_head,
+            .out_stride = (size_t)mla->heads * v,
         };
-        t.q = cpu_f32(&q) + (size_t)seq->first_row * t.q_stride + (size_t)h * q_head;
-        t.out = cpu_f32_out(&out) + (size_t)seq->first_row * t.out_stride + (size_t)h * v;
-        run_task(&t, batch_pages(batch) + seq->first_page, cpu_f32(&layer->kv_cache));
+        t.q = p->q + (size_t)seq->first_row * t.q_stride + (size_t)h * q_head;
+        t.out = p->out + (size_t)seq->first_row * t.out_stride + (size_t)h * v;
+        run_task(&t, batch_pages(batch) + seq->first_page, cpu_f32(&p->layer->kv_cache));
     }
+}
+
+void cpu_mla_prefill(struct backend *be, struct tensor out, struct tensor q,
+                     const struct mla_layer *layer)
+{
+    struct cpu_backend *cpu = cpu_backend(be);
+    const struct mla_shape *mla = &layer->shape;
+    int64_t key = mla->nope_dim + mla->rope_dim, context = 0;
+    struct prefill p = {cpu, layer, cpu_f32(&q), cpu_f32_out(&out)};
+
+    ASSERT(cpu->scratch && cpu_last_dim(&layer->kv_cache) == mla->kv_lora_rank + mla->rope_dim);
+    ASSERT(cpu_last_dim(&q) == mla->heads * key && cpu_last_dim(&out) == mla->heads * mla->v_dim);
+    if (cpu->n_absorbed == cpu->batch->n_rows)
+        return;
+    for (int32_t s = 0; s < cpu->batch->n_seqs; s++)
+        if (!batch_seqs(cpu->batch)[s].absorbed)
+            context += batch_seqs(cpu->batch)[s].kv_len;
+    cpu_parallel(cpu, context * mla->heads * mla->kv_lora_rank * (mla->nope_dim + mla->v_dim),
+                 cpu->batch->n_seqs * mla->heads, 1, run, &p);
 }

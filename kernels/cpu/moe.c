@@ -129,9 +129,30 @@ static void out_columns(const struct cpu_moe *moe, float *out, const struct moe_
     }
 }
 
-static int64_t columns_at(int64_t first, int64_t width)
+/* What the threads share: one group of rows. */
+struct group {
+    struct cpu_moe *moe;
+    const struct moe_weights *weights;
+    const float *x;
+    float *out;
+};
+
+static void run_hidden(void *context, int64_t first, int64_t end, int thread)
 {
-    return width - first < COLUMNS ? width - first : COLUMNS;
+    const struct group *g = context;
+
+    (void)thread;
+    for (int64_t i = first; i < end; i += COLUMNS)
+        hidden_columns(g->moe, g->x, g->weights, i, end - i < COLUMNS ? end - i : COLUMNS);
+}
+
+static void run_out(void *context, int64_t first, int64_t end, int thread)
+{
+    const struct group *g = context;
+
+    (void)thread;
+    for (int64_t i = first; i < end; i += COLUMNS)
+        out_columns(g->moe, g->out, g->weights, i, end - i < COLUMNS ? end - i : COLUMNS);
 }
 
 void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
@@ -144,23 +165,15 @@ void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tens
     ASSERT(moe && experts->gate.shape[0] == moe->experts && cpu_last_dim(&ids) == moe->top_k);
     ASSERT(cpu_last_dim(&experts->gate) == d && cpu_last_dim(&experts->up) == d);
     ASSERT(cpu_last_dim(&experts->down) == moe->intermediate && experts->down.shape[1] == d);
+    ASSERT(ids.dtype == DTYPE_I32 && out.shape[0] == rows && cpu_last_dim(&out) == d);
     memset(cpu_f32_out(&out), 0, (size_t)(rows * d) * sizeof(float));
     for (int64_t r = 0; r < rows; r += CPU_MOE_ROWS) {
         int64_t n = rows - r < CPU_MOE_ROWS ? rows - r : CPU_MOE_ROWS;
-        const float *in = cpu_f32(&x) + r * d;
-        float *result = cpu_f32_out(&out) + r * d;
-        ASSERT(ids.dtype == DTYPE_I32);
+        int64_t work = n * moe->top_k * moe->intermediate * d;
+        struct group g = {moe, experts, cpu_f32(&x) + r * d, cpu_f32_out(&out) + r * d};
         sort_pairs(moe, (const int32_t *)ids.data + r * moe->top_k,
                    cpu_f32(&weights) + r * moe->top_k, n);
-#pragma omp parallel num_threads(cpu->threads) if (n * moe->top_k * moe->intermediate * d >        \
-                                                   CPU_PARALLEL_WORK)
-        {
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < moe->intermediate; i += COLUMNS)
-                hidden_columns(moe, in, experts, i, columns_at(i, moe->intermediate));
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < d; i += COLUMNS)
-                out_columns(moe, result, experts, i, columns_at(i, d));
-        }
+        cpu_parallel(cpu, 2 * work, moe->intermediate, COLUMNS, run_hidden, &g);
+        cpu_parallel(cpu, work, d, COLUMNS, run_out, &g);
     }
 }

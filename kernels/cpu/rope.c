@@ -6,26 +6,41 @@
 #include <math.h>
 #include <string.h>
 
+struct rope_write {
+    struct cpu_backend *cpu;
+    float *q;
+    const float *kv, *norm;
+    const struct mla_layer *layer;
+    const struct rope_config *rope;
+    float eps;
+};
+
+static void angles(void *context, int64_t first, int64_t end, int thread)
+{
+    struct cpu_backend *cpu = context;
+    const int32_t *positions = batch_positions(cpu->batch);
+
+    (void)thread;
+    for (int64_t r = first; r < end; r++) {
+        for (int32_t i = 0; i < cpu->rope.dim / 2; i++) {
+            float angle = (float)positions[r] * cpu->rope.inv_freq[i];
+            cpu->cos[r * (ROPE_MAX_DIM / 2) + i] = cosf(angle) * cpu->rope.magnitude;
+            cpu->sin[r * (ROPE_MAX_DIM / 2) + i] = sinf(angle) * cpu->rope.magnitude;
+        }
+    }
+}
+
 /* cos and sin of the step's rows; every layer of a step asks for the same ones. */
 static void prepare_angles(struct cpu_backend *cpu, const struct rope_config *rope)
 {
-    int32_t rows = cpu->batch->n_rows, pairs = rope->dim / 2;
-    const int32_t *positions = batch_positions(cpu->batch);
+    int64_t rows = cpu->batch->n_rows;
 
     ASSERT(rope->dim % 2 == 0 && rope->dim <= ROPE_MAX_DIM);
     if (cpu->rope_ready && memcmp(&cpu->rope, rope, sizeof(*rope)) == 0)
         return;
     cpu->rope = *rope;
     cpu->rope_ready = 1;
-#pragma omp parallel for num_threads(cpu->threads)                                                 \
-    schedule(static) if (rows * pairs > CPU_PARALLEL_WORK / 32)
-    for (int32_t r = 0; r < rows; r++) {
-        for (int32_t i = 0; i < pairs; i++) {
-            float angle = (float)positions[r] * rope->inv_freq[i];
-            cpu->cos[r * (ROPE_MAX_DIM / 2) + i] = cosf(angle) * rope->magnitude;
-            cpu->sin[r * (ROPE_MAX_DIM / 2) + i] = sinf(angle) * rope->magnitude;
-        }
-    }
+    cpu_parallel(cpu, 100 * rows * rope->dim, rows, 16, angles, cpu);
 }
 
 static void rotate(float *x, const struct rope_config *rope, const float *cos, const float *sin)
@@ -54,31 +69,41 @@ static float *cache_slot(const struct cpu_backend *cpu, const struct mla_layer *
            (page * KV_PAGE_TOKENS + position % KV_PAGE_TOKENS) * cpu_last_dim(&layer->kv_cache);
 }
 
+static void write_rows(void *context, int64_t first, int64_t end, int thread)
+{
+    const struct rope_write *op = context;
+    const struct mla_shape *mla = &op->layer->shape;
+    int64_t lora = mla->kv_lora_rank, head = mla->nope_dim + mla->rope_dim;
+
+    (void)thread;
+    for (int64_t r = first; r < end; r++) {
+        const float *cos = op->cpu->cos + r * (ROPE_MAX_DIM / 2);
+        const float *sin = op->cpu->sin + r * (ROPE_MAX_DIM / 2);
+        const float *in = op->kv + r * (lora + mla->rope_dim);
+        float *slot = cache_slot(op->cpu, op->layer, (int32_t)r);
+
+        for (int32_t h = 0; h < mla->heads; h++)
+            rotate(op->q + (r * mla->heads + h) * head + mla->nope_dim, op->rope, cos, sin);
+        cpu_rmsnorm_row(slot, in, op->norm, op->eps, lora);
+        memcpy(slot + lora, in + lora, (size_t)mla->rope_dim * sizeof(float));
+        rotate(slot + lora, op->rope, cos, sin);
+    }
+}
+
 void cpu_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
                        const struct mla_layer *layer, struct tensor norm, float eps,
                        const struct rope_config *rope)
 {
     struct cpu_backend *cpu = cpu_backend(be);
     const struct mla_shape *mla = &layer->shape;
-    int32_t rows = cpu->batch->n_rows, lora = mla->kv_lora_rank;
-    int64_t head = mla->nope_dim + mla->rope_dim, width = lora + mla->rope_dim;
+    int64_t rows = cpu->batch->n_rows, width = mla->kv_lora_rank + mla->rope_dim;
+    struct rope_write op = {
+        cpu, cpu_f32_out(&q), cpu_f32(&kv), cpu_f32(&norm), layer, rope, eps,
+    };
 
-    ASSERT(q.shape[0] == rows && cpu_last_dim(&q) == mla->heads * head);
+    ASSERT(q.shape[0] == rows && cpu_last_dim(&q) == mla->heads * (mla->nope_dim + mla->rope_dim));
     ASSERT(kv.shape[0] == rows && cpu_last_dim(&kv) == width && rope->dim == mla->rope_dim);
-    ASSERT(cpu_last_dim(&layer->kv_cache) == width && tensor_elements(&norm) == lora);
+    ASSERT(cpu_last_dim(&layer->kv_cache) == width && tensor_elements(&norm) == mla->kv_lora_rank);
     prepare_angles(cpu, rope);
-#pragma omp parallel for num_threads(cpu->threads)                                                 \
-    schedule(static) if (rows * (mla->heads * mla->rope_dim + width) > CPU_PARALLEL_WORK / 4)
-    for (int32_t r = 0; r < rows; r++) {
-        const float *cos = cpu->cos + r * (ROPE_MAX_DIM / 2);
-        const float *sin = cpu->sin + r * (ROPE_MAX_DIM / 2);
-        const float *in = cpu_f32(&kv) + r * width;
-        float *slot = cache_slot(cpu, layer, r);
-
-        for (int32_t h = 0; h < mla->heads; h++)
-            rotate(cpu_f32_out(&q) + (r * mla->heads + h) * head + mla->nope_dim, rope, cos, sin);
-        cpu_rmsnorm_row(slot, in, cpu_f32(&norm), eps, lora);
-        memcpy(slot + lora, in + lora, (size_t)mla->rope_dim * sizeof(float));
-        rotate(slot + lora, rope, cos, sin);
-    }
+    cpu_parallel(cpu, 4 * rows * (mla->heads * mla->rope_dim + width), rows, 16, write_rows, &op);
 }

@@ -92,19 +92,33 @@ static void route_row(int32_t *ids, float *weights, const float *logits, const f
         weights[i] = (config->normalize ? weights[i] / (sum + 1e-20f) : weights[i]) * config->scale;
 }
 
+struct route {
+    int32_t *ids;
+    float *weights;
+    const float *logits, *bias;
+    const struct router_config *config;
+};
+
+static void run(void *context, int64_t first, int64_t end, int thread)
+{
+    const struct route *op = context;
+    int64_t n = op->config->experts, k = op->config->top_k;
+
+    (void)thread;
+    for (int64_t r = first; r < end; r++)
+        route_row(op->ids + r * k, op->weights + r * k, op->logits + r * n, op->bias, op->config);
+}
+
 void cpu_route(struct backend *be, struct tensor ids, struct tensor weights, struct tensor logits,
                struct tensor bias, const struct router_config *config)
 {
-    struct cpu_backend *cpu = cpu_backend(be);
     int64_t rows = logits.shape[0], n = config->experts, k = config->top_k;
+    struct route op = {ids.data, cpu_f32_out(&weights), cpu_f32(&logits),
+                       bias.data ? cpu_f32(&bias) : NULL, config};
 
     ASSERT(n <= CPU_MAX_EXPERTS && k > 0 && k <= n && cpu_last_dim(&logits) == n);
     ASSERT(config->groups <= 1 ||
            (n % config->groups == 0 && config->top_groups <= config->groups));
     ASSERT(ids.dtype == DTYPE_I32 && cpu_last_dim(&ids) == k && cpu_last_dim(&weights) == k);
-#pragma omp parallel for num_threads(cpu->threads)                                                 \
-    schedule(static) if (rows * n * k > CPU_PARALLEL_WORK / 4)
-    for (int64_t r = 0; r < rows; r++)
-        route_row((int32_t *)ids.data + r * k, cpu_f32_out(&weights) + r * k,
-                  cpu_f32(&logits) + r * n, bias.data ? cpu_f32(&bias) : NULL, config);
+    cpu_parallel(cpu_backend(be), 4 * rows * n * (k + 4), rows, 16, run, &op);
 }

@@ -10,7 +10,6 @@
 
 #include <float.h>
 #include <math.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -309,19 +308,33 @@ static void sample_row(struct sampling_result *result, struct slot *slot, const 
         slot->drawn[best]++;
 }
 
+struct sample {
+    struct backend *be;
+    const float *logits;
+    struct sampling_result *results;
+};
+
+static void run(void *context, int64_t first, int64_t end, int thread)
+{
+    const struct sample *op = context;
+    const struct cpu_backend *cpu = cpu_backend(op->be);
+    const struct batch_logit *rows = batch_logits(cpu->batch);
+    int32_t vocab = cpu->sampler->vocab_size;
+
+    for (int64_t i = first; i < end; i++) {
+        struct slot *slot = slot_at(op->be, rows[i].slot);
+        ASSERT(slot->is_open);
+        sample_row(&op->results[i], slot, &cpu->sampler->works[thread], op->logits + i * vocab,
+                   vocab, rows[i].step);
+    }
+}
+
 void cpu_sample(struct backend *be, struct tensor logits, struct sampling_result *results)
 {
     struct cpu_backend *cpu = cpu_backend(be);
-    struct cpu_sampler *sampler = cpu->sampler;
-    const struct batch_logit *rows = batch_logits(cpu->batch);
-    int32_t n = cpu->batch->n_logits, vocab = sampler->vocab_size;
+    struct sample op = {be, cpu_f32(&logits), results};
+    int64_t n = cpu->batch->n_logits, vocab = cpu->sampler->vocab_size;
 
     ASSERT(logits.shape[0] == n && cpu_last_dim(&logits) == vocab);
-#pragma omp parallel for num_threads(cpu->threads) schedule(dynamic) if (n > 1)
-    for (int32_t i = 0; i < n; i++) {
-        struct slot *slot = slot_at(be, rows[i].slot);
-        ASSERT(slot->is_open);
-        sample_row(&results[i], slot, &sampler->works[omp_get_thread_num()],
-                   cpu_f32(&logits) + (int64_t)i * vocab, vocab, rows[i].step);
-    }
+    cpu_parallel(cpu, 100 * n * vocab, n, 1, run, &op);
 }

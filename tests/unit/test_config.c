@@ -246,7 +246,8 @@ START_TEST(test_yarn_attention_factor_and_untruncated_ramp)
     struct model_config c = load_good(
         V3,
         ", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 40, \"attention_factor\": 1.25,"
-        "\"truncate\": false, \"mscale\": 1.2, \"mscale_all_dim\": 0.6,"
+        "\"truncate\": false, \"beta_fast\": null, \"mscale\": 1.2, "
+        "\"mscale_all_dim\": 0.6,"
         "\"original_max_position_embeddings\": 4096}",
         NULL);
 
@@ -552,6 +553,37 @@ START_TEST(test_missing_or_broken_file_is_named)
 }
 END_TEST
 
+/* Whatever the file says, what is accepted is in range. */
+START_TEST(test_mutated_configs_never_crash)
+{
+    static const char alphabet[] = "{}[]\",:0123456789-.e ";
+    uint32_t random = 2463534242u;
+    int accepted = 0;
+
+    for (int round = 0; round < 3000; round++) {
+        struct model_config c;
+        struct error err;
+        char text[sizeof(V3)];
+        memcpy(text, V3, sizeof(V3));
+        for (int change = 0; change < 1 + round % 3; change++) {
+            random = random * 1664525u + 1013904223u;
+            text[(random >> 8) % (sizeof(V3) - 1)] = alphabet[(random >> 4) % 22];
+        }
+        if (load_with(&c, text, "", NULL, &err))
+            continue;
+        accepted++;
+        ck_assert_int_ge(c.layers, 1);
+        ck_assert_int_le(c.layers, MODEL_MAX_LAYERS);
+        ck_assert_int_le(c.rope.dim, ROPE_MAX_DIM);
+        ck_assert_int_le(c.router.top_k, c.router.experts);
+        ck_assert_int_le(c.router.top_groups, c.router.groups);
+        for (int i = 0; i < c.rope.dim / 2; i++)
+            ck_assert(isfinite(c.rope.inv_freq[i]));
+    }
+    ck_assert_int_gt(accepted, 0);
+}
+END_TEST
+
 static void add_tests(TCase *t)
 {
     tcase_add_test(t, test_v2_lite_is_read_as_released);
@@ -577,6 +609,7 @@ static void add_tests(TCase *t)
     tcase_add_loop_test(t, test_bad_generation_config_is_refused, 0,
                         sizeof(bad_generation) / sizeof(*bad_generation));
     tcase_add_test(t, test_missing_or_broken_file_is_named);
+    tcase_add_test(t, test_mutated_configs_never_crash);
 }
 
 UNIT_MAIN("config", add_tests)

@@ -48,7 +48,10 @@ static struct backend backend = {.ops = &fake_ops};
 
 /* ---- a checkpoint in memory ------------------------------------------------------------------ */
 
-enum { MAX_ITEMS = 96 };
+enum {
+    MAX_ITEMS = 96,
+    N_TENSORS = 38, /* of make_checkpoint */
+};
 
 struct item {
     char name[96];
@@ -225,6 +228,7 @@ static void make_checkpoint(void)
     put_mlp("model.layers.1.mlp.experts.1", 4);
     put_mlp("model.layers.1.mlp.experts.2", 4);
     put_mlp("model.layers.1.mlp.shared_experts", 5);
+    ck_assert_int_eq(n_items, N_TENSORS);
 }
 
 static void free_checkpoint(void)
@@ -698,8 +702,6 @@ END_TEST
 
 static void add_tests(TCase *t)
 {
-    enum { N_TENSORS = 38 }; /* of make_checkpoint */
-
     tcase_add_checked_fixture(t, make_checkpoint, free_checkpoint);
     tcase_add_test(t, test_every_tensor_lands_in_its_place);
     tcase_add_test(t, test_experts_are_gathered_in_order);

@@ -1,0 +1,183 @@
+"""Tokenizers to compare with: one for each way that models of the supported families split a text.
+
+Each is trained here, in seconds, by the package `tokenizers` itself; what matters is how texts are
+split and merged, not how well.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+MARKERS = [
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜tool▁output▁begin｜>",
+    "<｜tool▁output▁end｜>",
+    "<think>",
+    "</think>",
+]
+
+# The letters of DeepSeek V2's pattern.
+V2_LETTERS = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-"
+    "\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1"
+    "\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-"
+    "\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15"
+    "\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d"
+    "\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb"
+    "\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d"
+    "\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183"
+    "\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b"
+    "\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-"
+    "\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb"
+    "\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+
+V3_WORDS = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GLM_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+KIMI_WORDS = (
+    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split(pattern: str, behavior: str = "isolated", invert: bool = False):
+    return pre_tokenizers.Split(Regex(pattern), behavior, invert)
+
+
+def byte_level(**options: bool):
+    return pre_tokenizers.ByteLevel(**{"add_prefix_space": False, "use_regex": False} | options)
+
+
+def deepseek_v3() -> list:
+    return [split(r"\p{N}{1,3}"), split(r"[一-龥぀-ゟ゠-ヿ]+"), split(V3_WORDS), byte_level()]
+
+
+def deepseek_v2() -> list:
+    return [
+        split("[\r\n]"),
+        split(rf"\s?[{V2_LETTERS}]+"),
+        split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"),
+        split(r"\s+$"),
+        split("[一-龥ࠀ-一가-퟿]+"),
+        pre_tokenizers.Digits(individual_digits=True),
+        byte_level(),
+    ]
+
+
+def glm() -> list:
+    return [split(GLM_WORDS), byte_level()]
+
+
+def kimi() -> list:
+    return [split(KIMI_WORDS), byte_level()]
+
+
+def gpt2() -> list:
+    return [byte_level(add_prefix_space=True, use_regex=True)]
+
+
+def all_behaviors() -> list:
+    """Not a model's: every behavior of Split, inverted and not, strings, empty matches."""
+    return [
+        split(r"[aeiou]", "merged_with_previous"),
+        split(r"[\S]+|\n", "merged_with_next", invert=True),
+        split(r"[\s\d]", "contiguous"),
+        split(r"x*", "isolated"),
+        pre_tokenizers.Split("--", "removed", False),
+        split(r"[^\S\n]|\v|\u3000", "merged_with_next"),
+        split(r"^.|.$", "merged_with_previous", invert=True),
+        pre_tokenizers.Digits(individual_digits=False),
+        byte_level(),
+    ]
+
+
+def train(steps: list, texts: list[str], whole_alphabet: bool = True) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000,
+        special_tokens=MARKERS[:2],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if whole_alphabet else [],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(m, normalized=False) for m in MARKERS[2:]])
+    return tokenizer
+
+
+def add_flagged_tokens(tokenizer: Tokenizer) -> None:
+    """Added tokens with every flag, some of them beginnings of others, some without brackets."""
+    tokenizer.add_tokens(
+        [
+            AddedToken("<left>", lstrip=True, normalized=False),
+            AddedToken("<right>", rstrip=True, normalized=False),
+            AddedToken("<both>", lstrip=True, rstrip=True, normalized=True),
+            AddedToken("word", single_word=True, normalized=True),
+            AddedToken("the", single_word=True, normalized=False),
+            AddedToken("ø", normalized=True),
+            AddedToken("wordy thing", normalized=True),
+            AddedToken("   ", normalized=True),
+            AddedToken("\n\n", rstrip=True, normalized=False),
+            AddedToken("<｜User", normalized=True),
+            AddedToken("é", single_word=True, normalized=True),
+        ]
+    )
+
+
+def with_merges_as_strings(spec: dict) -> dict:
+    spec["model"]["merges"] = [" ".join(merge) for merge in spec["model"]["merges"]]
+    return spec
+
+
+def with_ignore_merges(spec: dict) -> dict:
+    """Without every third merge, so that many tokens can be reached only as whole words."""
+    merges = spec["model"]["merges"]
+    spec["model"]["merges"] = [merge for i, merge in enumerate(merges) if i % 3]
+    spec["model"]["ignore_merges"] = True
+    return spec
+
+
+def unchanged(spec: dict) -> dict:
+    return spec
+
+
+FAMILIES: dict[str, tuple[Callable[[], list], Callable[[dict], dict]]] = {
+    "deepseek-v3": (deepseek_v3, unchanged),
+    "deepseek-v3-strings": (deepseek_v3, with_merges_as_strings),
+    "deepseek-v2": (deepseek_v2, unchanged),
+    "glm": (glm, with_ignore_merges),
+    "kimi": (kimi, unchanged),
+    "gpt2": (gpt2, unchanged),
+    "behaviors": (all_behaviors, unchanged),
+    "partial-alphabet": (deepseek_v3, unchanged),
+    "flags": (glm, unchanged),
+}
+
+# Those that lose no bytes of a text.
+LOSSLESS = {"deepseek-v3", "deepseek-v3-strings", "deepseek-v2", "glm", "kimi"}
+
+
+def make(name: str, texts: list[str], folder: Path) -> Path:
+    """Trains the family `name` and writes its tokenizer.json in `folder`/`name`."""
+    steps, change = FAMILIES[name]
+    tokenizer = train(steps(), texts, whole_alphabet=name != "partial-alphabet")
+    if name == "flags":
+        add_flagged_tokens(tokenizer)
+    target = folder / name
+    target.mkdir()
+    spec = change(json.loads(tokenizer.to_str()))
+    (target / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    return target

@@ -1,0 +1,179 @@
+"""The C tokenizer against the Python package `tokenizers`: id for id, byte for byte.
+
+Extra tokenizers: folders with a tokenizer.json, separated by colons, in MLAD_TEST_TOKENIZERS.
+"""
+
+import json
+import os
+import random
+import struct
+import subprocess
+from pathlib import Path
+
+import corpus
+import families
+import pytest
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+from tokenizers import Tokenizer  # noqa: E402  (reads the environment)
+
+ROOT = Path(__file__).resolve().parents[2]
+CLI = Path(os.environ.get("MLAD_TOKENIZE_CLI", ROOT / "build" / "tests" / "tokenize_cli"))
+EXTRA = [Path(p) for p in os.environ.get("MLAD_TEST_TOKENIZERS", "").split(":") if p]
+NAMES = ["demo", *families.FAMILIES, *(f"extra-{i}" for i in range(len(EXTRA)))]
+
+DOCUMENTS = corpus.documents()
+TEXTS = [document.decode("utf-8", "replace") for document in DOCUMENTS]
+
+
+class Subject:
+    """One tokenizer: its folder, what its file says, and the package's reading of it."""
+
+    def __init__(self, name: str, folder: Path):
+        self.name = name
+        self.folder = folder
+        self.spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self.oracle = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.added = self.spec["added_tokens"]
+
+    def run(self, mode: str, frames: list[bytes]) -> list[bytes]:
+        """The frames that the C program answers with."""
+        packed = b"".join(struct.pack("<I", len(frame)) + frame for frame in frames)
+        done = subprocess.run(
+            [CLI, self.folder, mode], input=packed, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        print(f"{self.name} {mode}: {done.stderr.decode().strip()}")
+        answers, at = [], 0
+        while at < len(done.stdout):
+            (size,) = struct.unpack_from("<I", done.stdout, at)
+            answers.append(done.stdout[at + 4 : at + 4 + size])
+            at += 4 + size
+        return answers
+
+    def encode(self, mode: str, frames: list[bytes]) -> list[tuple[list[int], str]]:
+        """Ids, and the text that decoding them one by one gives."""
+        answers = self.run(mode, frames)
+        ids = [list(struct.unpack(f"<{len(a) // 4}i", a)) for a in answers[::2]]
+        return list(zip(ids, [a.decode("utf-8") for a in answers[1::2]], strict=True))
+
+    def expected(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self.oracle.encode_batch(texts, add_special_tokens=False)]
+
+    def without_markers(self) -> Tokenizer:
+        """The oracle with every token that may be a marker renamed to what no text holds."""
+        spec = json.loads(json.dumps(self.spec))
+        for i, token in enumerate(spec["added_tokens"]):
+            bracketed = token["content"][0] + token["content"][-1] in ("<>", "[]")
+            if token["special"] or not token["normalized"] or bracketed:
+                renamed = f"\U0010fffd{i}\U0010fffd"
+                if token["content"] in spec["model"]["vocab"]:
+                    vocab = spec["model"]["vocab"]
+                    vocab[renamed] = vocab.pop(token["content"])
+                token["content"] = renamed
+        return Tokenizer.from_str(json.dumps(spec))
+
+    def token_bytes(self) -> dict[int, bytes]:
+        """What each id stands for: added tokens their content, others the bytes they spell."""
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        rest = [byte for byte in range(256) if byte not in printable]
+        byte_of = {chr(byte): byte for byte in printable}
+        byte_of |= {chr(256 + i): byte for i, byte in enumerate(rest)}
+        table = {}
+        for spelling, token_id in self.spec["model"]["vocab"].items():
+            spelled = all(c in byte_of for c in spelling)
+            table[token_id] = (
+                bytes(byte_of[c] for c in spelling) if spelled else spelling.encode()
+            )
+        return table | {token["id"]: token["content"].encode() for token in self.added}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    name = request.param
+    if name == "demo":
+        folder = ROOT / "model" / "demo"
+    elif name.startswith("extra-"):
+        folder = EXTRA[int(name.removeprefix("extra-"))]
+    else:
+        folder = families.make(name, corpus.plain_texts(), tmp_path_factory.mktemp("tokenizers"))
+    return Subject(name, folder)
+
+
+def assert_same_ids(got: list[list[int]], expected: list[list[int]]) -> None:
+    assert len(got) == len(expected)
+    different = [i for i in range(len(got)) if got[i] != expected[i]]
+    if different:
+        i = min(different, key=lambda i: len(DOCUMENTS[i]))
+        pytest.fail(
+            f"{len(different)} of {len(got)} documents differ; the shortest is {DOCUMENTS[i]!r}:\n"
+            f"got      {got[i]}\nexpected {expected[i]}"
+        )
+
+
+def test_corpus_is_large_enough():
+    assert sum(map(len, DOCUMENTS)) >= 2_000_000
+    assert len(DOCUMENTS) >= 4000
+
+
+def test_ids_equal_those_of_tokenizers(subject: Subject):
+    answers = subject.encode("encode", DOCUMENTS)
+    assert_same_ids([ids for ids, _ in answers], subject.expected(TEXTS))
+    if subject.name not in families.FAMILIES or subject.name in families.LOSSLESS:
+        assert [text for _, text in answers] == TEXTS
+
+
+def test_text_only_recognises_no_markers(subject: Subject):
+    answers = subject.encode("text", DOCUMENTS)
+    oracle = subject.without_markers()
+    expected = [e.ids for e in oracle.encode_batch(TEXTS, add_special_tokens=False)]
+    assert_same_ids([ids for ids, _ in answers], expected)
+    markers = {token["id"] for token in subject.added if token["special"]}
+    assert not any(markers.intersection(ids) for ids, _ in answers)
+
+
+def test_decoding_token_by_token_equals_decoding_all_bytes(subject: Subject):
+    table = subject.token_bytes()
+    rng = random.Random(3)
+    short = [i for i in table if len(table[i]) < 4 and not table[i].isascii()]
+    lists = []
+    for _ in range(3000):
+        source = rng.choice((list(table), short, [*short, max(table) + 5]))
+        lists.append([rng.choice(source) for _ in range(rng.randrange(1, 30))])
+    answers = subject.run("decode", [struct.pack(f"<{len(ids)}i", *ids) for ids in lists])
+    expected = [b"".join(table.get(i, b"") for i in ids).decode("utf-8", "replace") for ids in lists]
+    assert [answer.decode("utf-8") for answer in answers] == expected
+
+
+def render(messages: list[tuple[str, str]], add_generation_prompt: bool, leave_open: bool) -> str:
+    systems = [text for role, text in messages if role in ("system", "developer")]
+    prompt = "<｜begin▁of▁sentence｜>" + "\n\n".join(systems)
+    for role, text in messages:
+        if role == "user":
+            prompt += f"<｜User｜>{text}"
+        elif role == "assistant":
+            prompt += f"<｜Assistant｜>{text}<｜end▁of▁sentence｜>"
+        elif role == "tool":
+            prompt += f"<｜tool▁output▁begin｜>{text}<｜tool▁output▁end｜>"
+    if leave_open:
+        prompt = prompt.removesuffix("<｜end▁of▁sentence｜>")
+    return prompt + ("<｜Assistant｜>" if add_generation_prompt else "")
+
+
+def test_chat_equals_the_rendered_prompt_encoded_whole(subject: Subject):
+    contents = {token["content"] for token in subject.added}
+    if not contents.issuperset(families.MARKERS[:6]) or subject.name == "flags":
+        pytest.skip("not all the markers of the format, or some that take white space")
+    rng = random.Random(4)
+    texts = [text.replace("\0", "") for text in corpus.plain_texts(seed=5)] + ["", " ", "\n x \n"]
+    roles = ("system", "developer", "user", "user", "assistant", "tool")
+    frames, prompts = [], []
+    for _ in range(500):
+        messages = [(rng.choice(roles), rng.choice(texts)) for _ in range(rng.randrange(1, 9))]
+        leave_open = messages[-1][0] == "assistant" and rng.random() < 0.5
+        add_prompt = not leave_open and rng.random() < 0.5
+        flags = bytes([add_prompt | 2 * leave_open])
+        frames.append(flags + b"".join(f"{r}\0{t}\0".encode() for r, t in messages))
+        prompts.append(render(messages, add_prompt, leave_open))
+    answers = subject.encode("chat", frames)
+    assert [ids for ids, _ in answers] == subject.expected(prompts)
