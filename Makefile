@@ -26,8 +26,9 @@ SOURCES := $(foreach d,$(DIRS),$(wildcard $(d)/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/obj/%.o)
 LIBRARY := $(filter-out $(BUILD)/obj/server/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
+HELPERS := $(patsubst tests/tokenizer/%.c,$(BUILD)/tests/%,$(wildcard tests/tokenizer/*.c))
 
-.PHONY: all run test unit asan tsan tidy format dist bench clean help
+.PHONY: all run test unit fuzz asan tsan tidy format dist bench clean help
 .SECONDARY:
 
 all: $(BUILD)/mlad  ## build build/mlad
@@ -41,15 +42,28 @@ $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-# One Check program a file; all link the whole of mlad but its main().
+# One Check program a file, and the programs that Python tests drive; all link the whole of mlad but
+# its main().
 CHECK_CFLAGS = $(shell pkg-config --cflags check 2>/dev/null)
 CHECK_LIBS   = $(shell pkg-config --libs check 2>/dev/null)
+LINK_TEST    = $(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(CHECK_CFLAGS) $(LDFLAGS) $(OPENMP) \
+	-MMD -MP -o $@ $< $(LIBRARY) $(CHECK_LIBS) $(LDLIBS)
 $(BUILD)/tests/%: tests/unit/%.c $(LIBRARY)
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(CHECK_CFLAGS) $(LDFLAGS) $(OPENMP) -MMD -MP -o $@ $< $(LIBRARY) $(CHECK_LIBS) $(LDLIBS)
+	$(LINK_TEST)
+$(BUILD)/tests/%: tests/tokenizer/%.c $(LIBRARY)
+	@mkdir -p $(@D)
+	$(LINK_TEST)
 
 unit: $(TESTS)  ## build and run the unit tests
 	@set -e; for t in $(TESTS); do $$t; done
+
+fuzz:  ## run every fuzzer for FUZZ_SECONDS (30)
+	@scripts/fuzz.sh
+
+$(BUILD)/bin/%: tests/fuzz/fuzz_%.c tests/fuzz/fuzz.h $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $< $(LIBRARY) $(LDLIBS)
 
 run:  ## install what is missing, build, serve the demo model
 	@scripts/run.sh
@@ -91,4 +105,4 @@ help:  ## this list
 clean:  ## remove build/
 	rm -rf build
 
--include $(OBJECTS:.o=.d) $(TESTS:=.d)
+-include $(OBJECTS:.o=.d) $(TESTS:=.d) $(HELPERS:=.d)

@@ -43,7 +43,7 @@ run_unit_program() {
         fail "$program was not built"
         return
     fi
-    timeout 300 "$program" >"$log" 2>&1 || status=$?
+    timeout 600 "$program" >"$log" 2>&1 || status=$?
     summary=$(sed -nE "s/$CHECK_SUMMARY/\1 \2 \3/p" "$log")
     if [ $status -ne 0 ]; then
         cat "$log"
@@ -92,16 +92,17 @@ rm -rf "$results" "$reports"
 mkdir -p "$results" "$reports"
 
 shopt -s nullglob
-programs=(tests/unit/test_*.c)
-programs=("${programs[@]/#tests\/unit/$build/tests}")
-programs=("${programs[@]%.c}")
+targets=()
+for source in tests/unit/test_*.c tests/tokenizer/*.c; do
+    name=${source##*/}
+    targets+=("$build/tests/${name%.c}")
+done
 # -k: what does build is tested.
-make -s -k -j"$(nproc)" BUILD="$build" "${settings[@]}" "$build/mlad" "${programs[@]}" ||
+make -s -k -j"$(nproc)" BUILD="$build" "${settings[@]}" "$build/mlad" "${targets[@]}" ||
     fail "the build"
 
 common=log_path=$reports/report:exitcode=66
-unset "${!MLAD_@}" # the caller's settings are not the tests'
-export MLAD_BINARY=$PWD/$build/mlad
+export MLAD_BINARY=$PWD/$build/mlad MLAD_TOKENIZE_CLI=$PWD/$build/tests/tokenize_cli
 export CK_VERBOSITY=normal
 if [ "$variant" != plain ]; then
     export CK_TIMEOUT_MULTIPLIER=5
@@ -111,8 +112,8 @@ if [ "$variant" != plain ]; then
     export TSAN_OPTIONS=$common:halt_on_error=1:ignore_noninstrumented_modules=1
 fi
 
-for program in "${programs[@]}"; do
-    run_unit_program "$program"
+for target in "${targets[@]}"; do # the others are driven by Python tests
+    [[ $target != */test_* ]] || run_unit_program "$target"
 done
 run_python_tests
 

@@ -37,7 +37,8 @@
  * the socket directly (nothing else of this exchange was), and the connection is closed gently
  * (http_linger.h), so that a client in mid-upload still reads the answer. What MHD itself finds
  * malformed (request line, field syntax, chunk sizes, fields too large: 400, 414, 431, 505) it
- * answers with a page of its own.
+ * answers with a page of its own, or closes without a word. (Version 0.9.75 writes the head of that
+ * page twice when a Content-Length is no number.)
  *
  * Limits. max_connections is counted here and MHD's own limit is higher: at its limit MHD stops
  * accepting, and clients would hang without an answer. Time limits are a walk over all connections
@@ -593,7 +594,7 @@ struct http_server *http_start(struct loop *loop, const struct http_options *opt
     server->port = port;
     server->over_last = &server->over_first;
     server->daemon = start_daemon(server, listen_fd); /* takes listen_fd over */
-    if (!server->daemon) {
+    if (!server->daemon) { /* where it failed decides whether listen_fd is closed: leave it */
         error_set(err, "cannot start the HTTP server: the system is out of memory or descriptors");
         free(server);
         return NULL;

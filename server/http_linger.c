@@ -39,20 +39,20 @@ struct http_linger *http_linger_new(struct loop *loop)
     return linger;
 }
 
-static void discard(struct socket *socket)
+static void discard(struct socket *sock)
 {
-    struct http_linger *linger = socket->linger;
+    struct http_linger *linger = sock->linger;
 
-    loop_watch_stop(socket->watch);
-    close(socket->fd);
-    if (socket->next)
-        socket->next->prev = socket->prev;
-    if (socket->prev)
-        socket->prev->next = socket->next;
+    loop_watch_stop(sock->watch);
+    close(sock->fd);
+    if (sock->next)
+        sock->next->prev = sock->prev;
+    if (sock->prev)
+        sock->prev->next = sock->next;
     else
-        linger->sockets = socket->next;
+        linger->sockets = sock->next;
     linger->count--;
-    free(socket);
+    free(sock);
 }
 
 void http_linger_free(struct http_linger *linger)
@@ -66,18 +66,18 @@ void http_linger_free(struct http_linger *linger)
 
 static void on_readable(void *arg)
 {
-    struct socket *socket = arg;
+    struct socket *sock = arg;
     char scrap[16 * 1024];
 
     for (int reads = 0; reads < READS_PER_EVENT; reads++) {
-        ssize_t got = recv(socket->fd, scrap, sizeof(scrap), MSG_DONTWAIT);
+        ssize_t got = recv(sock->fd, scrap, sizeof(scrap), MSG_DONTWAIT);
         if (got < 0 && (errno == EAGAIN || errno == EINTR))
             return;
-        if (got <= 0 || (size_t)got >= socket->bytes_left) {
-            discard(socket);
+        if (got <= 0 || (size_t)got >= sock->bytes_left) {
+            discard(sock);
             return;
         }
-        socket->bytes_left -= (size_t)got;
+        sock->bytes_left -= (size_t)got;
     }
 }
 
@@ -86,31 +86,31 @@ void http_linger_add(struct http_linger *linger, int fd, int64_t now_us)
     struct loop_watch *watch = NULL;
 
     shutdown(fd, SHUT_WR);
-    struct socket *socket = mem_zalloc(1, sizeof(*socket));
+    struct socket *sock = mem_zalloc(1, sizeof(*sock));
     if (linger->count < SOCKETS_MAX)
-        watch = loop_watch_start(linger->loop, fd, LOOP_READABLE, on_readable, socket);
+        watch = loop_watch_start(linger->loop, fd, LOOP_READABLE, on_readable, sock);
     if (!watch) {
         close(fd);
-        free(socket);
+        free(sock);
         return;
     }
-    *socket = (struct socket){.linger = linger,
-                              .fd = fd,
-                              .watch = watch,
-                              .deadline_us = now_us + LINGER_US,
-                              .bytes_left = LINGER_BYTES,
-                              .next = linger->sockets};
+    *sock = (struct socket){.linger = linger,
+                            .fd = fd,
+                            .watch = watch,
+                            .deadline_us = now_us + LINGER_US,
+                            .bytes_left = LINGER_BYTES,
+                            .next = linger->sockets};
     if (linger->sockets)
-        linger->sockets->prev = socket;
-    linger->sockets = socket;
+        linger->sockets->prev = sock;
+    linger->sockets = sock;
     linger->count++;
 }
 
 void http_linger_sweep(struct http_linger *linger, int64_t now_us)
 {
-    for (struct socket *socket = linger->sockets, *next; socket; socket = next) {
-        next = socket->next;
-        if (now_us >= socket->deadline_us)
-            discard(socket);
+    for (struct socket *sock = linger->sockets, *next; sock; sock = next) {
+        next = sock->next;
+        if (now_us >= sock->deadline_us)
+            discard(sock);
     }
 }

@@ -40,7 +40,7 @@ static void set_options(int fd, int family)
     set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
     set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
     set_int(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_MAX);
-    if (family == AF_INET6) /* "::" takes IPv4 clients too */
+    if (family == AF_INET6)
         set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
 }
 
@@ -80,13 +80,10 @@ int http_socket_listen(const char *host, int port, int *bound_port, struct error
     char service[16];
     int fd = -1, reason = 0;
 
-    if (host && !*host)
-        host = NULL;
     snprintf(service, sizeof(service), "%d", port);
     int rc = getaddrinfo(host, service, &hints, &list);
     if (rc)
-        return error_set(err, "cannot listen on host %s: %s", host ? host : "(any)",
-                         gai_strerror(rc));
+        return error_set(err, "cannot listen on host %s: %s", host, gai_strerror(rc));
     for (struct addrinfo *address = list; address && fd < 0; address = address->ai_next) {
         fd = listen_on(address);
         if (fd < 0)
@@ -94,8 +91,7 @@ int http_socket_listen(const char *host, int port, int *bound_port, struct error
     }
     freeaddrinfo(list);
     if (fd < 0)
-        return error_set(err, "cannot listen on %s port %d: %s", host ? host : "any address", port,
-                         strerror(reason));
+        return error_set(err, "cannot listen on %s port %d: %s", host, port, strerror(reason));
     *bound_port = port_of(fd);
     return fd;
 }

@@ -90,7 +90,7 @@ def every_character() -> list[bytes]:
     return documents
 
 
-def documents(seed: int = 1, count: int = 4000) -> list[bytes]:
+def documents(seed: int = 1, count: int = 2500) -> list[bytes]:
     rng = random.Random(seed)
     made = [b"", b" ", b"\n", b"\x00", b"a" * 20000, b" " * 20000 + b"1", "é".encode() * 5000]
     while len(made) < count:

@@ -126,7 +126,7 @@ def add_flagged_tokens(tokenizer: Tokenizer) -> None:
             AddedToken("<right>", rstrip=True, normalized=False),
             AddedToken("<both>", lstrip=True, rstrip=True, normalized=True),
             AddedToken("word", single_word=True, normalized=True),
-            AddedToken("the", single_word=True, normalized=False),
+            AddedToken("Don't", single_word=True, normalized=False),
             AddedToken("ø", normalized=True),
             AddedToken("wordy thing", normalized=True),
             AddedToken("   ", normalized=True),

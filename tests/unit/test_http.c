@@ -19,7 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { PATIENCE_S = 60, MAX_BODY = 1024 * 1024, MAX_BUFFERED = 256 * 1024 };
+enum { PATIENCE_S = 60, MAX_BODY = 1024 * 1024, MAX_BUFFERED = 256 * 1024, TICKING_MAX = 256 };
 
 /* ---- the server's side ---- */
 
@@ -30,8 +30,8 @@ struct app {
     struct loop_timer *ticker;
     pthread_t thread;
     bool in_call; /* a function of http.h is running: no callback may come */
-    struct http_exchange *ticking[256];
-    int ticks[256];
+    struct http_exchange *ticking[TICKING_MAX]; /* /ticks: streams that tick_all feeds */
+    int ticks[TICKING_MAX];
     int ticking_count;
 
     pthread_mutex_t lock;
@@ -39,6 +39,12 @@ struct app {
     struct http_exchange *held; /* the last one that nobody answered */
     int requests, completed, gone, refused;
     void (*job)(struct app *app);
+
+    struct { /* filled by look() */
+        int active, connections;
+        size_t buffered;
+        uint64_t dropped;
+    } seen;
 };
 
 #define HTTP_CALL(app, call)                                                                       \
@@ -54,6 +60,18 @@ static void changed(struct app *app, int *counter)
     (*counter)++;
     pthread_cond_broadcast(&app->changed);
     pthread_mutex_unlock(&app->lock);
+}
+
+static void start_ticking(struct app *app, struct http_exchange *ex)
+{
+    int i = 0;
+
+    while (i < app->ticking_count && app->ticking[i])
+        i++;
+    ck_assert_int_lt(i, TICKING_MAX);
+    app->ticking_count += i == app->ticking_count;
+    app->ticking[i] = ex;
+    app->ticks[i] = 0;
 }
 
 static void on_request(void *arg, struct http_exchange *ex)
@@ -82,7 +100,7 @@ static void on_request(void *arg, struct http_exchange *ex)
         http_stream_end(ex);
     } else if (strcmp(path, "/ticks") == 0) {
         http_stream_start(ex, 200, "text/event-stream");
-        app->ticking[app->ticking_count++] = ex;
+        start_ticking(app, ex);
     } else {
         pthread_mutex_lock(&app->lock);
         app->held = ex;
@@ -260,6 +278,14 @@ static void end_held(struct app *app)
 static void abort_held(struct app *app)
 {
     HTTP_CALL(app, http_stream_abort(app->held));
+}
+
+static void look(struct app *app)
+{
+    app->seen.active = http_active(app->server);
+    app->seen.connections = http_connections(app->server);
+    app->seen.buffered = http_buffered(app->server);
+    app->seen.dropped = http_dropped(app->server);
 }
 
 static void drain(struct app *app)
@@ -496,7 +522,8 @@ START_TEST(test_connection_is_kept_for_more_requests)
         expect_reply(&client, 200, i % 2 ? "hello\n" : "one");
     }
     wait_count(app, &app->completed, 50);
-    ck_assert_int_eq(http_connections(app->server), 1);
+    on_loop(app, look);
+    ck_assert_int_eq(app->seen.connections, 1);
     client_close(&client);
     app_free(app);
 }
@@ -929,22 +956,15 @@ END_TEST
 
 /* ---- clients that vanish ---- */
 
-static int active;
-
-static void read_active(struct app *app)
-{
-    active = http_active(app->server);
-}
-
 static void wait_active(struct app *app, int count)
 {
     for (int i = 0; i < PATIENCE_S * 100; i++) {
-        on_loop(app, read_active);
-        if (active == count)
+        on_loop(app, look);
+        if (app->seen.active == count)
             return;
         usleep(10000);
     }
-    ck_abort_msg("%d exchanges are active, not %d", active, count);
+    ck_abort_msg("%d exchanges are active, not %d", app->seen.active, count);
 }
 
 START_TEST(test_client_vanishes_in_its_upload)
@@ -1028,16 +1048,9 @@ static void flood_held(struct app *app)
 {
     static char piece[16 * 1024];
 
-    /* Fills the kernel's buffers and then half of ours. */
+    /* Called often, fills the kernel's buffers and then ours, half of it at a time. */
     for (int i = 0; i < 8; i++)
         HTTP_CALL(app, http_stream_write(app->held, piece, sizeof(piece)));
-}
-
-static size_t buffered;
-
-static void read_buffered(struct app *app)
-{
-    buffered = http_buffered(app->server);
 }
 
 START_TEST(test_client_vanishes_while_bytes_wait_for_it)
@@ -1051,12 +1064,12 @@ START_TEST(test_client_vanishes_while_bytes_wait_for_it)
     do { /* until the client's window is closed */
         on_loop(app, flood_held);
         usleep(20000);
-        on_loop(app, read_buffered);
-    } while (buffered == 0);
+        on_loop(app, look);
+    } while (app->seen.buffered == 0);
     client_close(&client);
     wait_count(app, &app->gone, 1);
-    on_loop(app, read_buffered);
-    ck_assert_uint_eq(buffered, 0);
+    on_loop(app, look);
+    ck_assert_uint_eq(app->seen.buffered, 0);
     app_free(app);
 }
 END_TEST
@@ -1074,18 +1087,46 @@ START_TEST(test_half_closed_client_counts_as_gone)
 }
 END_TEST
 
-/* ---- limits ---- */
-
-static void flood_until_dropped(struct app *app)
+/* Clients of all kinds, which leave at any moment, politely or not, while streams go on. */
+START_TEST(test_clients_come_and_go_at_random)
 {
-    static char piece[16 * 1024];
-    int rc;
+    static const char *const requests[] = {
+        GET("/plain"),
+        GET("/ticks?n=1"),
+        GET("/hold") GET("/plain"),
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nx",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\nabc",
+    };
+    struct app *app = app_new();
+    struct linger reset = {1, 0};
+    struct client open[16] = {0};
 
-    for (int i = 0; i < 8; i++)
-        HTTP_CALL(app, rc = http_stream_write(app->held, piece, sizeof(piece)));
-    if (rc)
-        active = -1;
+    srand(1);
+    on_loop(app, start_ticker);
+    for (int i = 0; i < 3000; i++) {
+        struct client *client = &open[rand() % 16];
+        if (client->fd) {
+            if (rand() % 2)
+                setsockopt(client->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+            client_close(client);
+        }
+        *client = client_open(app);
+        const char *request = requests[rand() % 6];
+        size_t len = strlen(request);
+        client_send(client, request, rand() % 3 ? len : (size_t)rand() % len);
+        if (rand() % 4 == 0)
+            recv(client->fd, (char[99]){0}, 99, MSG_DONTWAIT);
+    }
+    for (int i = 0; i < 16; i++)
+        if (open[i].fd)
+            client_close(&open[i]);
+    wait_active(app, 0);
+    app_free(app);
 }
+END_TEST
+
+/* ---- limits ---- */
 
 START_TEST(test_slow_reader_is_dropped_and_others_flow)
 {
@@ -1096,15 +1137,15 @@ START_TEST(test_slow_reader_is_dropped_and_others_flow)
     client_say(&slow, GET("/hold"));
     wait_held(app);
     on_loop(app, start_held);
-    active = 0;
-    for (int i = 0; active != -1; i++) {
+    for (int i = 0; app->seen.dropped == 0; i++) {
         ck_assert_int_lt(i, 10000);
-        on_loop(app, flood_until_dropped);
+        on_loop(app, flood_held);
         client_say(&fast, GET("/stream"));
         expect_reply(&fast, 200, "one");
+        on_loop(app, look);
+        ck_assert_uint_le(app->seen.buffered, MAX_BUFFERED);
     }
     wait_count(app, &app->gone, 1);
-    ck_assert_uint_eq(http_dropped(app->server), 1);
     close(slow.fd);
     client_close(&fast);
     app_free(app);
@@ -1333,6 +1374,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_client_vanishes_in_a_stream);
     tcase_add_test(tcase, test_client_vanishes_while_bytes_wait_for_it);
     tcase_add_test(tcase, test_half_closed_client_counts_as_gone);
+    tcase_add_test(tcase, test_clients_come_and_go_at_random);
     tcase_add_test(tcase, test_slow_reader_is_dropped_and_others_flow);
     tcase_add_test(tcase, test_connection_past_the_limit_is_told_503);
     tcase_add_test(tcase, test_trickled_request_line_times_out);
