@@ -14,10 +14,10 @@ enum {
     BYTE_CODE_POINTS = 256 + 68 /* code points that spell bytes are below */
 };
 
-/* A token as the file spells it and the bytes that are meant, both in the text pool. */
+/* A token as the file spells it (NUL-terminated) and the bytes that are meant. */
 struct token {
-    size_t spelling, bytes; /* offsets */
-    uint32_t spelling_len, bytes_len;
+    uint32_t spelling, bytes; /* offsets in the text pool */
+    uint32_t bytes_len;
     int32_t id;
 };
 
@@ -25,7 +25,7 @@ struct bpe {
     struct token *tokens; /* in the order of the file */
     size_t tokens_n;
     struct buffer pool;
-    struct hash_map by_spelling; /* hash of spelling (see find_token) -> index in `tokens` */
+    struct hash_map by_spelling; /* hash (see find_spelling) -> id << 32 | offset of spelling */
     int32_t *by_id;              /* index in `tokens`; -1: none */
     int32_t size;                /* of by_id */
     struct hash_map merges;      /* left id << 32 | right id -> rank */
@@ -75,64 +75,59 @@ static bool spelled_bytes(const struct bpe *bpe, const char *spelling, size_t le
 
 /* ---- the vocabulary ---- */
 
-static bool is_spelled(const struct bpe *bpe, size_t index, const char *spelling, size_t len)
+static bool is_spelled(const struct bpe *bpe, uint32_t offset, const char *spelling, size_t len)
 {
-    const struct token *token = &bpe->tokens[index];
+    const char *text = bpe->pool.data + offset;
 
-    return token->spelling_len == len &&
-           memcmp(bpe->pool.data + token->spelling, spelling, len) == 0;
+    return strncmp(text, spelling, len) == 0 && text[len] == '\0';
 }
 
-/* Index of a spelling in `tokens`, or -1 and in `*free_hash` the key under which to add it. Where
- * two spellings share a hash, the second is under the hash of the next seed. */
-static int32_t find_token(const struct bpe *bpe, const char *spelling, size_t len,
-                          uint64_t *free_hash)
+/* The id of a spelling, or -1 and in `*free_hash` the key under which to add it. Where two
+ * spellings share a hash, the second is under the hash of the next seed. */
+static int32_t find_spelling(const struct bpe *bpe, const char *spelling, size_t len,
+                             uint64_t *free_hash)
 {
     for (uint64_t seed = 0;; seed++) {
-        uint64_t hash = hash_bytes(spelling, len, seed), index;
-        if (!hash_map_get(&bpe->by_spelling, hash, &index)) {
+        uint64_t hash = hash_bytes(spelling, len, seed), found;
+        if (!hash_map_get(&bpe->by_spelling, hash, &found)) {
             *free_hash = hash;
             return -1;
         }
-        if (is_spelled(bpe, index, spelling, len))
-            return (int32_t)index;
+        if (is_spelled(bpe, (uint32_t)found, spelling, len))
+            return (int32_t)(found >> 32);
     }
 }
 
 int32_t bpe_find(const struct bpe *bpe, const char *spelling, size_t len)
 {
     uint64_t hash;
-    int32_t index = find_token(bpe, spelling, len, &hash);
 
-    return index < 0 ? -1 : bpe->tokens[index].id;
+    return find_spelling(bpe, spelling, len, &hash);
 }
 
-/* Adds one token; a spelling that comes again takes the later id. */
 static int add_token(struct bpe *bpe, const char *spelling, int32_t id, struct error *err)
 {
     size_t len = strlen(spelling);
     uint64_t hash;
-    int32_t index = find_token(bpe, spelling, len, &hash);
+    struct token *token = &bpe->tokens[bpe->tokens_n];
 
     if (len > SPELLING_MAX)
         return error_set(err, "the token with id %d is longer than %d bytes", id, SPELLING_MAX);
-    if (index >= 0) {
-        bpe->tokens[index].id = id;
-        return 0;
-    }
-    struct token *token = &bpe->tokens[bpe->tokens_n];
-    *token = (struct token){.spelling = bpe->pool.len, .spelling_len = (uint32_t)len, .id = id};
-    buffer_append(&bpe->pool, spelling, len);
-    token->bytes = bpe->pool.len;
+    if (find_spelling(bpe, spelling, len, &hash) >= 0)
+        return error_set(err, "\"vocab\" has the token \"%.100s\" twice", spelling);
+    *token = (struct token){.spelling = (uint32_t)bpe->pool.len, .id = id};
+    buffer_append(&bpe->pool, spelling, len + 1);
+    token->bytes = (uint32_t)bpe->pool.len;
     if (spelled_bytes(bpe, spelling, len, &bpe->pool)) {
         token->bytes_len = (uint32_t)(bpe->pool.len - token->bytes);
     } else {
         token->bytes = token->spelling;
-        token->bytes_len = token->spelling_len;
+        token->bytes_len = (uint32_t)len;
     }
     if (bpe->pool.overflowed)
         return error_set(err, "the tokens of the vocabulary are too long");
-    hash_map_set(&bpe->by_spelling, hash, bpe->tokens_n++);
+    hash_map_set(&bpe->by_spelling, hash, (uint64_t)id << 32 | token->spelling);
+    bpe->tokens_n++;
     bpe->longest = len > bpe->longest ? len : bpe->longest;
     return 0;
 }
@@ -198,19 +193,19 @@ static int merge_sides(const struct json *merge, const char *side[2], size_t len
     return 0;
 }
 
-/* Index of the token that a merge makes, or -1. Vocabularies list tokens in the order of the merges
- * that make them, so the one after the last merge's is tried before the slow look-up. */
-static int32_t find_merged(const struct bpe *bpe, const char *joined, size_t len, int32_t last)
+/* The id of the token that a merge makes, or -1. Vocabularies list tokens in the order of the
+ * merges that make them, so the one after the last merge's is tried before the slow look-up. */
+static int32_t find_merged(const struct bpe *bpe, const char *joined, size_t len)
 {
-    uint64_t hash;
+    int32_t last = bpe->merges_n > 0 ? bpe->merged[bpe->merges_n - 1] : -1;
+    size_t next = last < 0 ? 0 : (size_t)bpe->by_id[last] + 1;
 
-    if ((size_t)last + 1 < bpe->tokens_n && is_spelled(bpe, (size_t)last + 1, joined, len))
-        return last + 1;
-    return find_token(bpe, joined, len, &hash);
+    if (next < bpe->tokens_n && is_spelled(bpe, bpe->tokens[next].spelling, joined, len))
+        return bpe->tokens[next].id;
+    return bpe_find(bpe, joined, len);
 }
 
-/* Adds the next merge. `*last` is the index of the token that the one before makes. */
-static int add_merge(struct bpe *bpe, const struct json *merge, int32_t *last, struct error *err)
+static int add_merge(struct bpe *bpe, const struct json *merge, struct error *err)
 {
     char joined[2 * SPELLING_MAX];
     const char *side[2];
@@ -225,7 +220,7 @@ static int add_merge(struct bpe *bpe, const struct json *merge, int32_t *last, s
     if (left >= 0 && right >= 0) { /* so neither is longer than SPELLING_MAX */
         memcpy(joined, side[0], len[0]);
         memcpy(joined + len[0], side[1], len[1]);
-        both = find_merged(bpe, joined, len[0] + len[1], *last);
+        both = find_merged(bpe, joined, len[0] + len[1]);
     }
     if (both < 0)
         return error_set(err,
@@ -234,8 +229,7 @@ static int add_merge(struct bpe *bpe, const struct json *merge, int32_t *last, s
                          bpe->merges_n + 1, side[0]);
     /* A pair that comes again takes the later rank, as in `tokenizers`. */
     hash_map_set(&bpe->merges, (uint64_t)left << 32 | (uint32_t)right, bpe->merges_n);
-    bpe->merged[bpe->merges_n++] = bpe->tokens[both].id;
-    *last = both;
+    bpe->merged[bpe->merges_n++] = both;
     return 0;
 }
 
@@ -244,13 +238,12 @@ static int load_merges(struct bpe *bpe, const struct json *merges, struct error 
     if (!json_is(merges, JSON_ARRAY))
         return error_set(err, "\"merges\" must be an array");
     size_t count = json_count(merges);
-    int32_t last = -1;
     bpe->merged = mem_zalloc(count + 1, sizeof(*bpe->merged));
     hash_map_init(&bpe->merges, count);
     for (const struct json *m = json_first(merges); m; m = json_next(m)) {
         if (json_is(m, JSON_STRING) && strncmp(json_string(m), "#version", 8) == 0)
             continue; /* the head line of an old merges.txt */
-        if (add_merge(bpe, m, &last, err))
+        if (add_merge(bpe, m, err))
             return -1;
     }
     return 0;

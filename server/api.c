@@ -228,7 +228,8 @@ static void metrics(struct api *api, struct http_exchange *ex)
 {
     struct metrics_now now = {.connections = http_connections(api->http),
                               .exchanges = http_active(api->http) - 1, /* not this one */
-                              .buffered_bytes = http_buffered(api->http)};
+                              .buffered_bytes = http_buffered(api->http),
+                              .dropped_clients = http_dropped(api->http)};
     struct buffer page;
 
     buffer_init(&page, PAGE_MAX);

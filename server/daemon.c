@@ -19,6 +19,7 @@
 
 enum {
     EVENTS_AT_ONCE = 256,
+    MAX_UNSETTLED = 4096,
     TICK_MS = 100,
     FAILED_LINGER_MS = 1000, /* time for error answers to leave before the process ends */
 };
@@ -34,6 +35,10 @@ struct daemon {
     int64_t exit_at_us;     /* FAILED */
     int exit_status;
     struct engine_event events[EVENTS_AT_ONCE];
+
+    /* When tokens were sampled that are written but perhaps not sent yet: for HIST_DELIVERY. */
+    int64_t sampled_us[MAX_UNSETTLED];
+    int n_unsettled;
 };
 
 static void on_failed(struct daemon *d, const struct engine_event *event)
@@ -55,6 +60,17 @@ static void on_ready(struct daemon *d)
     log_info("ready after %lld ms", (long long)(clock_us() - d->started_us) / 1000);
 }
 
+/* All that was written is with the sockets. */
+static void on_settled(void *arg)
+{
+    struct daemon *d = arg;
+    int64_t now = d->n_unsettled ? clock_us() : 0;
+
+    for (int i = 0; i < d->n_unsettled; i++)
+        metrics_observe(d->api.metrics, HIST_DELIVERY, (double)(now - d->sampled_us[i]) * 1e-6);
+    d->n_unsettled = 0;
+}
+
 static void handle_event(struct daemon *d, const struct engine_event *event)
 {
     switch (event->type) {
@@ -67,8 +83,13 @@ static void handle_event(struct daemon *d, const struct engine_event *event)
     case ENGINE_STEP:
         metrics_note_step(d->api.metrics, &event->step);
         break;
-    case ENGINE_ADMITTED:
     case ENGINE_TOKEN:
+        if (d->n_unsettled == MAX_UNSETTLED)
+            on_settled(d);
+        d->sampled_us[d->n_unsettled++] = event->time_us;
+        generations_handle(d->api.generations, event);
+        break;
+    case ENGINE_ADMITTED:
     case ENGINE_CANCELLED:
         generations_handle(d->api.generations, event);
         break;
@@ -170,8 +191,10 @@ static struct http_server *listen_on(struct daemon *d)
         .read_timeout_s = (int)o->read_timeout_s,
     };
     struct error err;
-    struct http_server *http = http_start(d->loop, &options, &callbacks, &err);
 
+    callbacks.settled = on_settled;
+    callbacks.settled_arg = d;
+    struct http_server *http = http_start(d->loop, &options, &callbacks, &err);
     if (!http)
         log_error("%s", err.message);
     else

@@ -150,6 +150,8 @@ static void pump(void *arg)
     /* MHD has no timeouts of its own here (see sweep): it either has work at hand or waits. */
     bool ready = MHD_get_timeout(server->daemon, &timeout_ms) == MHD_YES && timeout_ms == 0;
     loop_idle_set(server->idle, ready || server->wanted);
+    if (!ready && !server->wanted && server->callbacks.settled)
+        server->callbacks.settled(server->callbacks.settled_arg);
 }
 
 static void on_hangup(void *arg);

@@ -43,6 +43,9 @@ struct http_callbacks {
     /* The server refuses a request by itself (413, 408, 503, 400): writes the body to send for
      * `status` into `body` (NUL-terminated) and its content type is application/json. */
     void (*refusal)(void *arg, int status, char *body, size_t size);
+    /* May be NULL. Everything that was written so far is with the sockets that take it. */
+    void (*settled)(void *settled_arg);
+    void *settled_arg;
 };
 
 /* Binds and starts serving on the loop. NULL and a message on error (port taken, ...). */

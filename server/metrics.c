@@ -53,6 +53,10 @@ static const struct histogram_def histogram_defs[N_HISTOGRAMS] = {
     [HIST_LOOP_LAG] = {"mlad_event_loop_lag_seconds",
                        "Delay of the event loop's timer: how long clients can be kept waiting.",
                        {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}},
+    [HIST_DELIVERY] = {"mlad_token_delivery_seconds",
+                       "Time from the engine's sampling of a token to its bytes in the socket.",
+                       {.00005, .0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .25, .5,
+                        1}},
     [HIST_STEP] = {"mlad_step_seconds",
                    "Host time of an engine step.",
                    {.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}},
@@ -234,4 +238,6 @@ void metrics_write(const struct metrics *m, const struct metrics_now *now, struc
                 now->exchanges);
     write_value(m, out, "mlad_buffered_bytes", "gauge", "Bytes waiting for clients to read.",
                 (double)now->buffered_bytes);
+    write_value(m, out, "mlad_slow_clients_dropped_total", "counter",
+                "Clients dropped because they read too slowly.", (double)now->dropped_clients);
 }

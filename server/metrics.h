@@ -41,6 +41,7 @@ enum metrics_histogram {
     HIST_GENERATION_TOKENS,
     HIST_ITERATION_TOKENS,
     HIST_LOOP_LAG,
+    HIST_DELIVERY,
     HIST_STEP,
     N_HISTOGRAMS,
 };
@@ -64,6 +65,7 @@ struct metrics_now {
     int connections;
     int exchanges;
     size_t buffered_bytes;
+    uint64_t dropped_clients; /* ever */
 };
 
 /* Writes the page in the text exposition format 0.0.4. */

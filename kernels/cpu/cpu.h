@@ -24,7 +24,7 @@
 
 /* CPU_CLONES: a hot function compiled for several x86 levels and chosen when the program starts.
  * Not where the mechanism (ifunc) is missing or runs before the sanitizer is set up. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) &&   \
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) &&       \
     !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define CPU_CLONES __attribute__((target_clones("default", "arch=x86-64-v3")))
 #else

@@ -176,7 +176,7 @@ CPU_INLINE void sum_tile(const struct cpu_weighted_sum *s, int64_t r, int64_t i,
                 acc[a][b];
 }
 
-/* Rows first .. end - 1 in tiles of `rows` rows, the columns after the last whole tile one by one.
+/* Rows first .. end - 1 in tiles of `rows` rows; the columns after the last whole tile one by one.
  */
 CPU_INLINE void sums_band(const struct cpu_weighted_sum *s, int64_t first, int64_t end, int rows,
                           int vectors, enum dtype dtype)
@@ -188,11 +188,10 @@ CPU_INLINE void sums_band(const struct cpu_weighted_sum *s, int64_t first, int64
             sum_tile(s, r, i, rows, vectors, dtype);
     for (int64_t r = first; r < end; r++) {
         for (int64_t i = whole; i < s->n; i++) {
-            float sum = s->out[(size_t)r * s->out_stride + (size_t)i];
+            float *out = s->out + (size_t)r * s->out_stride + (size_t)i;
             for (int64_t j = 0; j < s->terms; j++)
-                sum += s->coef[(size_t)r * s->coef_stride + (size_t)j] *
-                       load_one(cpu_rows_from(s->v, j).data, i, dtype);
-            s->out[(size_t)r * s->out_stride + (size_t)i] = sum;
+                *out += s->coef[(size_t)r * s->coef_stride + (size_t)j] *
+                        load_one(cpu_rows_from(s->v, j).data, i, dtype);
         }
     }
 }

@@ -8,14 +8,13 @@
  * `ticket` holds the loop's number (high half) and the next unclaimed range (low half). A worker
  * copies the loop's description under the lock, then claims ranges by compare-and-swap; a claim
  * fails once the number has moved on, and a successful one keeps the loop alive until it is done.
- * A worker without work polls for a moment, since a step's operations follow each other closely,
- * and then sleeps on `wake`. */
+ * Whoever waits polls for a moment, since a step's operations follow each other closely, and then
+ * sleeps: workers on `wake`, the caller on `finished`. */
 #include "kernels/cpu/cpu.h"
 
 #include "base/memory.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -40,7 +39,7 @@ struct cpu_threads {
     int n_workers;
     struct worker *workers;
     pthread_mutex_t lock; /* guards what follows, but for the atomics */
-    pthread_cond_t wake;
+    pthread_cond_t wake, finished;
     int sleeping;
     struct loop loop;
     atomic_uint_fast64_t ticket;
@@ -70,7 +69,11 @@ static void run_ranges(struct cpu_threads *threads, const struct loop *loop, int
             continue;
         int64_t first = (int64_t)(uint32_t)ticket * loop->grain, end = first + loop->grain;
         loop->run(loop->context, first, end < loop->n ? end : loop->n, index);
-        atomic_fetch_add(&threads->done, 1);
+        if (atomic_fetch_add(&threads->done, 1) + 1 == loop->ranges) {
+            pthread_mutex_lock(&threads->lock);
+            pthread_cond_signal(&threads->finished);
+            pthread_mutex_unlock(&threads->lock);
+        }
         ticket = atomic_load(&threads->ticket);
     }
 }
@@ -111,6 +114,7 @@ struct cpu_threads *cpu_threads_new(int count)
     threads->workers = mem_zalloc((size_t)count, sizeof(*threads->workers));
     pthread_mutex_init(&threads->lock, NULL);
     pthread_cond_init(&threads->wake, NULL);
+    pthread_cond_init(&threads->finished, NULL);
     for (int i = 0; i < count - 1; i++) {
         struct worker *w = &threads->workers[i];
         w->threads = threads;
@@ -131,6 +135,7 @@ void cpu_threads_free(struct cpu_threads *threads)
     for (int i = 0; i < threads->n_workers; i++)
         pthread_join(threads->workers[i].id, NULL);
     pthread_cond_destroy(&threads->wake);
+    pthread_cond_destroy(&threads->finished);
     pthread_mutex_destroy(&threads->lock);
     free(threads->workers);
     free(threads);
@@ -163,10 +168,10 @@ void cpu_parallel(struct cpu_backend *cpu, int64_t work, int64_t n, int64_t grai
     pthread_mutex_unlock(&threads->lock);
 
     run_ranges(threads, &loop, 0);
-    for (int polls = 0; atomic_load(&threads->done) < loop.ranges; polls++) {
-        if (polls < POLLS)
-            pause_briefly();
-        else
-            sched_yield();
-    }
+    for (int i = 0; i < POLLS && atomic_load(&threads->done) < loop.ranges; i++)
+        pause_briefly();
+    pthread_mutex_lock(&threads->lock);
+    while (atomic_load(&threads->done) < loop.ranges)
+        pthread_cond_wait(&threads->finished, &threads->lock);
+    pthread_mutex_unlock(&threads->lock);
 }

@@ -79,11 +79,11 @@ class Server:
             command, stderr=self.log_file, stdout=self.log_file, env=environment(**(env or {}))
         )
         try:
-            wait_until(lambda: self._listens(), "the daemon listens")
+            wait_until(self._listens, "the daemon listens")
             self.port = int(re.search(r"listens on http://[^ ]*:(\d+)", self.log())[1])
             self.url = f"http://127.0.0.1:{self.port}"
-            if wait:
-                wait_until(lambda: self.get("/ready").status == 200, "the daemon is ready")
+            state = "/ready" if wait else "/health"
+            wait_until(lambda: self._is(state), "the daemon answers")
         except BaseException:
             self.kill()
             raise
@@ -91,6 +91,12 @@ class Server:
     def _listens(self) -> bool:
         assert self.process.poll() is None, f"the daemon ended:\n{self.log()}"
         return "listens on" in self.log()
+
+    def _is(self, state: str) -> bool:
+        try:
+            return self.get(state).status == 200
+        except OSError:
+            raise AssertionError(f"the daemon does not answer:\n{self.log()}") from None
 
     def log(self) -> str:
         return os.pread(self.log_file.fileno(), 1 << 20, 0).decode(errors="replace")

@@ -10,7 +10,9 @@ from prompts import EOS, PLAIN, SPECIAL
 from tokenizers import Tokenizer
 
 QUESTION = [{"role": "user", "content": "What is mlad?"}]
-FORTY = {"max_tokens": 40, "extra_body": {"ignore_eos": True}}  # exactly forty tokens
+ALL_TOKENS = {"ignore_eos": True, "skip_special_tokens": False}
+FORTY = {"max_tokens": 40, "extra_body": ALL_TOKENS}  # exactly forty, and all of them visible
+HOT = 5  # a temperature at which no model is sure of anything
 
 
 def ask(client: openai.OpenAI, messages: list = QUESTION, **fields):
@@ -92,7 +94,7 @@ def test_continuous_usage_grows_with_the_answer(client: openai.OpenAI) -> None:
 
 
 def test_n_gives_choices_of_their_own(client: openai.OpenAI) -> None:
-    fields = dict(n=4, seed=7, temperature=1.5, **FORTY)
+    fields = dict(n=4, seed=7, temperature=HOT, **FORTY)
     whole = ask(client, **fields)
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     texts = [choice.message.content for choice in whole.choices]
@@ -107,12 +109,12 @@ def test_temperature_0_always_says_the_same(client: openai.OpenAI) -> None:
 
 
 def test_a_seed_fixes_a_sampled_answer(client: openai.OpenAI) -> None:
-    texts = [answer(client, temperature=1.5, seed=seed, **FORTY) for seed in (1, 1, 2)]
+    texts = [answer(client, temperature=HOT, seed=seed, **FORTY) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_without_a_seed_sampled_answers_differ(client: openai.OpenAI) -> None:
-    assert len({answer(client, temperature=2, **FORTY) for _ in range(3)}) > 1
+    assert len({answer(client, temperature=HOT, **FORTY) for _ in range(3)}) > 1
 
 
 @pytest.mark.parametrize(
@@ -137,14 +139,17 @@ def test_filters_leave_the_likeliest_token(client: openai.OpenAI, only_the_likel
     ],
 )
 def test_a_sampling_field_changes_the_draw(client: openai.OpenAI, field: dict) -> None:
-    base = {"seed": 11, "temperature": 1.5, "max_tokens": 80}
-    plain = answer(client, **base, extra_body={"ignore_eos": True})
-    assert answer(client, **base, extra_body={"ignore_eos": True} | field) != plain
+    def three_answers(extra: dict) -> list[str]:
+        extra = {"ignore_eos": True} | extra
+        sampling = {"temperature": HOT, "max_tokens": 100, "extra_body": extra}
+        return [answer(client, seed=seed, **sampling) for seed in range(3)]
+
+    assert three_answers(field) != three_answers({})
 
 
 def test_frequency_penalty_ends_a_repetition(client: openai.OpenAI) -> None:
     token, text = next(iter(PLAIN.items()))
-    again = {"logit_bias": {str(token): 30}, "max_tokens": 60}
+    again = {"logit_bias": {str(token): 60}, "max_tokens": 60}
     extra = {"ignore_eos": True}
     assert answer(client, **again, extra_body=extra) == text * 60
     assert answer(client, **again, frequency_penalty=2, extra_body=extra) != text * 60
@@ -219,7 +224,7 @@ def test_a_stop_string_ends_the_text_wherever_tokens_break(
     fields = {
         "stop": [stop, "not in the text"],
         "max_tokens": 40,
-        "extra_body": {"ignore_eos": True, "include_stop_str_in_output": include},
+        "extra_body": ALL_TOKENS | {"include_stop_str_in_output": include},
     }
     done = ask(client, **fields)
     assert done.choices[0].message.content == expected
@@ -270,7 +275,7 @@ def test_streamed_logprobs_are_those_of_the_whole(client: openai.OpenAI, stop: s
 
 
 def test_sampled_tokens_keep_the_models_own_logprobs(client: openai.OpenAI) -> None:
-    fields = dict(temperature=2, seed=1, logprobs=True, top_logprobs=20, max_tokens=20)
+    fields = dict(temperature=HOT, seed=1, logprobs=True, top_logprobs=20, max_tokens=20)
     for token in ask(client, **fields).choices[0].logprobs.content:
         same = [top.logprob for top in token.top_logprobs if top.bytes == token.bytes]
         assert same in ([], [token.logprob])
@@ -354,8 +359,8 @@ def test_markers_in_a_users_text_are_text(client: openai.OpenAI) -> None:
 
 def test_text_in_many_scripts_goes_through(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "Grüße, 你好, привет, 👩‍🚀\t\"\\\u0001"}]
-    whole = answer(client, messages, temperature=2, seed=4, **FORTY)
-    chunks = list(ask(client, messages, stream=True, temperature=2, seed=4, **FORTY))
+    whole = answer(client, messages, temperature=HOT, seed=4, **FORTY)
+    chunks = list(ask(client, messages, stream=True, temperature=HOT, seed=4, **FORTY))
     assert deltas(chunks) == whole
 
 

@@ -103,6 +103,24 @@ def all_behaviors() -> list:
     ]
 
 
+# Classes that patterns use; which characters are in them differs between regex engines.
+CLASSES = [
+    *(rf"\p{{{name}}}" for name in "L Lu Ll Lt Lm Lo M N Nd P S Sc So Z Han ^L".split()),
+    *(r"\P{N}", r"\s", r"\S", r"\d", r"\v", r".", r"[\S\n]", r"[^\s\p{L}\p{N}]"),
+    *(r"[\p{L}&&[^\p{Han}]]", r"(?i:[k-s])", r"(?i:É|σ)"),
+]
+
+
+def make_class_remover(pattern: str, folder: Path) -> Path:
+    """A tokenizer without merges that drops what the class matches: ids show what is in it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split(pattern, "removed"), byte_level()])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def train(steps: list, texts: list[str], whole_alphabet: bool = True) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
@@ -168,6 +186,9 @@ FAMILIES: dict[str, tuple[Callable[[], list], Callable[[dict], dict]]] = {
 
 # Those that lose no bytes of a text.
 LOSSLESS = {"deepseek-v3", "deepseek-v3-strings", "deepseek-v2", "glm", "kimi"}
+
+# Those for which a part of the corpus is enough, or all of it would take long.
+BRIEF = {"deepseek-v3-strings", "behaviors", "partial-alphabet"}
 
 
 def make(name: str, texts: list[str], folder: Path) -> Path:

@@ -48,7 +48,8 @@ static void write_frame(const void *data, size_t len)
     uint32_t size = (uint32_t)len;
 
     fwrite(&size, sizeof(size), 1, stdout);
-    fwrite(data, 1, len, stdout);
+    if (len > 0)
+        fwrite(data, 1, len, stdout);
 }
 
 static void write_text(const struct tokenizer *tok, const int32_t *ids, size_t count)
@@ -70,6 +71,9 @@ static int encode_chat(const struct tokenizer *tok, const struct buffer *frame,
                        struct token_list *ids, struct error *err)
 {
     struct chat_message messages[MESSAGES_MAX];
+
+    if (frame->len == 0)
+        fail("a chat has at least its flags");
     const char *at = frame->data + 1, *end = frame->data + frame->len;
     size_t count = 0;
     struct chat_options options = {.add_generation_prompt = frame->data[0] & 1,

@@ -1,0 +1,531 @@
+/* The tokenizer: what is loaded and what is refused, how texts become ids and ids text. The
+ * byte-for-byte comparison with the reference implementation is tests/tokenizer. */
+#include "tests/unit/folder.h"
+#include "tests/unit/unit.h"
+
+#include "base/buffer.h"
+#include "base/memory.h"
+#include "model/pattern.h"
+#include "model/tokenizer.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* A small tokenizer.json in parts, so that a test can replace one. */
+struct parts {
+    const char *added, *normalizer, *pre, *post, *decoder, *model, *config;
+};
+
+#define BYTE_LEVEL                                                                                 \
+    "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":"      \
+    "false}"
+#define SPLIT(pattern)                                                                             \
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" pattern "\"},\"behavior\":\"Isolated\","       \
+    "\"invert\":false}"
+#define SEQUENCE(steps) "{\"type\":\"Sequence\",\"pretokenizers\":[" steps "]}"
+#define BPE(vocab, merges)                                                                         \
+    "{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"byte_fallback\":false,"               \
+    "\"ignore_merges\":false,\"vocab\":" vocab ",\"merges\":" merges "}"
+
+/* The bytes of U+FFFD and of the face U+1F600 are spelled as a byte-level vocabulary does. */
+#define VOCAB                                                                                      \
+    "{\"a\":0,\"b\":1,\"c\":2,\"\u0120\":3,\"ab\":4,\"bc\":5,\"abc\":6,\"\u0120a\":7,"             \
+    "\"\u00f0\":8,\"\u0141\":9,\"\u013a\":10,\"\u0122\":11,\"<\":12,\">\":13,\"x\":14,"            \
+    "\"\u00ef\":15,\"\u00bf\":16,\"\u00bd\":17,\"\u010a\":18,\"\u0100\":19,\"\u00c3\":20,"         \
+    "\"\u00b8\":21}"
+#define MERGES "[\"b c\",\"a b\",\"ab c\",\"a bc\",\"\u0120 a\"]"
+
+#define TOKEN(id, content, flags)                                                                  \
+    "{\"id\":" #id ",\"content\":\"" content "\",\"single_word\":false,\"lstrip\":false,"          \
+    "\"rstrip\":false," flags "}"
+#define MARKER(id, content) TOKEN(id, content, "\"normalized\":false,\"special\":true")
+
+static const struct parts good = {
+    .added = "[" MARKER(30, "<x>") "," MARKER(31, "<xx>") "," TOKEN(
+        32, "\u00f8", "\"normalized\":true,\"special\":false") "]",
+    .normalizer = "null",
+    .pre = SEQUENCE(BYTE_LEVEL),
+    .post = "null",
+    .decoder = "{\"type\":\"ByteLevel\"}",
+    .model = BPE(VOCAB, MERGES),
+};
+
+/* Loads a tokenizer.json with this text, and a tokenizer_config.json when there is one. */
+static struct tokenizer *load_text(const char *text, const char *config, struct error *err)
+{
+    char dir[FOLDER_PATH_BYTES];
+
+    folder_make(dir);
+    folder_write_text(dir, "tokenizer.json", text);
+    if (config)
+        folder_write_text(dir, "tokenizer_config.json", config);
+    struct tokenizer *tok = tokenizer_load(dir, err);
+    folder_remove(dir);
+    return tok;
+}
+
+static struct tokenizer *load(struct parts p, struct error *err)
+{
+    struct buffer text;
+
+    buffer_init(&text, 1 << 20);
+    buffer_printf(&text,
+                  "{\"version\":\"1.0\",\"added_tokens\":%s,\"normalizer\":%s,"
+                  "\"pre_tokenizer\":%s,\"post_processor\":%s,\"decoder\":%s,\"model\":%s}",
+                  p.added, p.normalizer, p.pre, p.post, p.decoder, p.model);
+    struct tokenizer *tok = load_text(text.data, p.config, err);
+    buffer_free(&text);
+    return tok;
+}
+
+static struct tokenizer *must_load(struct parts p)
+{
+    struct error err = {""};
+    struct tokenizer *tok = load(p, &err);
+
+    ck_assert_msg(tok != NULL, "%s", err.message);
+    return tok;
+}
+
+/* The ids of a text, written as "0 4 30". */
+static const char *ids_of(const struct tokenizer *tok, const char *text, size_t len,
+                          enum encode_mode mode)
+{
+    static char written[1024];
+    struct token_list ids;
+    struct error err;
+    size_t at = 0;
+
+    token_list_init(&ids, 100);
+    ck_assert_int_eq(tokenizer_encode(tok, text, len, mode, &ids, &err), 0);
+    written[0] = '\0';
+    for (size_t i = 0; i < ids.len; i++)
+        at += (size_t)snprintf(written + at, sizeof(written) - at, i ? " %d" : "%d", ids.ids[i]);
+    token_list_free(&ids);
+    return written;
+}
+
+static const char *encode(const struct tokenizer *tok, const char *text)
+{
+    return ids_of(tok, text, strlen(text), ENCODE_WITH_SPECIALS);
+}
+
+START_TEST(test_lowest_rank_merges_first)
+{
+    struct tokenizer *tok = must_load(good);
+
+    ck_assert_str_eq(encode(tok, "abc"), "6"); /* b c, then a bc */
+    ck_assert_str_eq(encode(tok, "ab"), "4");
+    ck_assert_str_eq(encode(tok, "abab"), "4 4");
+    ck_assert_str_eq(encode(tok, " abc a"), "3 6 7");
+    ck_assert_str_eq(encode(tok, ""), "");
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_merges_may_be_pairs)
+{
+    struct parts p = good;
+    p.model = BPE(VOCAB, "[[\"b\",\"c\"],[\"a\",\"bc\"]]");
+    struct tokenizer *tok = must_load(p);
+
+    ck_assert_str_eq(encode(tok, "abcab"), "6 0 1");
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_ignore_merges_takes_whole_words)
+{
+    struct parts p = good;
+    p.model = "{\"type\":\"BPE\",\"ignore_merges\":true,\"vocab\":" VOCAB ",\"merges\":[]}";
+    p.pre = SEQUENCE(SPLIT("[a-c]+") "," BYTE_LEVEL);
+    struct tokenizer *tok = must_load(p);
+
+    ck_assert_str_eq(encode(tok, "abc"), "6");
+    ck_assert_str_eq(encode(tok, "abcab"), "0 1 2 0 1"); /* no such token */
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_added_tokens_longest_first)
+{
+    struct tokenizer *tok = must_load(good);
+
+    ck_assert_str_eq(encode(tok, "a<x>b"), "0 30 1");
+    ck_assert_str_eq(encode(tok, "<xx><x"), "31 12 14");
+    ck_assert_str_eq(encode(tok, "<<x>>"), "12 30 13");
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_user_text_never_becomes_a_marker)
+{
+    struct parts p = good;
+    /* Bracketed, but with the flags of an ordinary character. */
+    p.added = "[" MARKER(30, "<x>") "," TOKEN(
+        31, "<a>", "\"normalized\":true,\"special\":false") "," TOKEN(32, "\u00f8",
+                                                                      "\"normalized\":true,"
+                                                                      "\"special\":false") "]";
+    struct tokenizer *tok = must_load(p);
+
+    ck_assert_str_eq(ids_of(tok, "<x><a>", 6, ENCODE_WITH_SPECIALS), "30 31");
+    ck_assert_str_eq(ids_of(tok, "<x><a>", 6, ENCODE_TEXT_ONLY), "12 14 13 12 0 13");
+    ck_assert_str_eq(ids_of(tok, "a\u00f8", 3, ENCODE_TEXT_ONLY), "0 32"); /* a character */
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_flags_of_added_tokens)
+{
+    struct parts p = good;
+    p.added = "[{\"id\":30,\"content\":\"<x>\",\"lstrip\":true,\"rstrip\":true},"
+              "{\"id\":14,\"content\":\"x\",\"single_word\":true}]";
+    struct tokenizer *tok = must_load(p);
+
+    ck_assert_str_eq(encode(tok, "a \n <x> \u3000b"), "0 30 1");
+    ck_assert_str_eq(encode(tok, "<x> <x>"), "30 30");
+    ck_assert_str_eq(encode(tok, "x <axa"), "14 3 12 0 14 0");
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_dollar_matches_before_newlines)
+{
+    struct parts p = good;
+    p.pre = SEQUENCE(SPLIT("a$") "," BYTE_LEVEL);
+    struct tokenizer *tok = must_load(p);
+
+    ck_assert_str_eq(encode(tok, " a\nab"), "3 0 18 4"); /* "Ga" would be 7 */
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_later_splits_see_only_their_piece)
+{
+    struct parts p = good;
+    p.pre = SEQUENCE(SPLIT("c") "," SPLIT("a(?!b)|b$") "," BYTE_LEVEL);
+    struct tokenizer *tok = must_load(p);
+
+    ck_assert_str_eq(encode(tok, "abc"), "0 1 2"); /* b is at the end of its piece */
+    ck_assert_str_eq(encode(tok, "aba"), "4 0");
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_nul_and_broken_utf8)
+{
+    struct tokenizer *tok = must_load(good);
+
+    ck_assert_str_eq(ids_of(tok, "a\0b", 3, ENCODE_WITH_SPECIALS), "0 19 1");
+    /* One U+FFFD for the begun character, one for the stray byte. */
+    ck_assert_str_eq(ids_of(tok,
+                            "\xF0\x9F\x98"
+                            "a\xFF",
+                            5, ENCODE_WITH_SPECIALS),
+                     "15 16 17 0 15 16 17");
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_bound_of_the_list)
+{
+    struct tokenizer *tok = must_load(good);
+    struct token_list ids;
+    struct error err;
+
+    token_list_init(&ids, 3);
+    ck_assert_int_eq(tokenizer_encode(tok, "xxx", 3, ENCODE_TEXT_ONLY, &ids, &err), 0);
+    ck_assert_int_eq(tokenizer_encode(tok, "x", 1, ENCODE_TEXT_ONLY, &ids, &err), -1);
+    ck_assert_str_eq(err.message, "the text has more than 3 tokens");
+    ck_assert_int_eq(ids.len, 3);
+    token_list_free(&ids);
+    tokenizer_free(tok);
+}
+END_TEST
+
+/* Quadratic work on any of these would run into the time limit of the test. */
+START_TEST(test_hostile_texts_take_linear_time)
+{
+    static const char *const units[] = {"a", " ", "ab", "\n", " \n", "\u3000", "<", "\xFF"};
+    enum { SIZE = 4 << 20 };
+    struct parts p = good;
+    p.pre = SEQUENCE(
+        SPLIT("\\\\s+$") "," SPLIT("\\\\s*[\\r\\n]+|\\\\s+(?!\\\\S)|\\\\s+") "," BYTE_LEVEL);
+    p.model = BPE("{\"a\":0,\"b\":1,\"aa\":2,\"aaaa\":3,\"\u0120\":4,\"\u0120\u0120\":5,\"c\":6}",
+                  "[\"a a\",\"aa aa\",\"\u0120 \u0120\"]");
+    struct tokenizer *tok = must_load(p);
+    char *text = mem_alloc(SIZE + 8);
+
+    for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
+        struct token_list ids;
+        struct error err;
+        size_t len = strlen(units[i]), at = 0;
+        for (; at < SIZE; at += len)
+            memcpy(text + at, units[i], len);
+        text[at] = 'c'; /* what spoils `\s+$` at the end */
+        token_list_init(&ids, 2 * SIZE);
+        ck_assert_int_eq(tokenizer_encode(tok, text, at + 1, ENCODE_WITH_SPECIALS, &ids, &err), 0);
+        ck_assert_int_eq(ids.ids[ids.len - 1], 6);
+        token_list_free(&ids);
+    }
+    free(text);
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_ids_and_bytes)
+{
+    struct tokenizer *tok = must_load(good);
+    size_t len = 9;
+
+    ck_assert_int_eq(tokenizer_size(tok), 33);
+    ck_assert_int_eq(tokenizer_id(tok, "<xx>"), 31);
+    ck_assert_int_eq(tokenizer_id(tok, "abc"), 6);
+    ck_assert_int_eq(tokenizer_id(tok, "nothing"), -1);
+    ck_assert(tokenizer_is_special(tok, 30));
+    ck_assert(!tokenizer_is_special(tok, 32));
+    ck_assert(!tokenizer_is_special(tok, -1));
+    ck_assert(!tokenizer_is_special(tok, 1 << 30));
+    ck_assert_mem_eq(tokenizer_bytes(tok, 7, &len), " a", 2);
+    ck_assert_int_eq(len, 2);
+    ck_assert_mem_eq(tokenizer_bytes(tok, 8, &len), "\xF0", 1);
+    ck_assert_mem_eq(tokenizer_bytes(tok, 32, &len), "\u00f8", 2); /* its content, not a byte */
+    ck_assert_ptr_null(tokenizer_bytes(tok, 25, &len));            /* a gap */
+    ck_assert_int_eq(len, 0);
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_characters_come_out_whole)
+{
+    struct tokenizer *tok = must_load(good);
+    struct detokenizer detok;
+    struct buffer out;
+
+    buffer_init(&out, 100);
+    detokenizer_init(&detok);
+    for (int32_t id = 8; id < 11; id++) { /* the first three bytes of the face */
+        detokenizer_push(&detok, tok, id, false, &out);
+        ck_assert_int_eq(out.len, 0);
+    }
+    detokenizer_push(&detok, tok, 30, true, &out); /* a special token in between is not there */
+    detokenizer_push(&detok, tok, 11, false, &out);
+    ck_assert_str_eq(out.data, "\U0001F600");
+    detokenizer_finish(&detok, &out);
+    ck_assert_int_eq(out.len, 4);
+    buffer_free(&out);
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_characters_that_break_off_are_replaced)
+{
+    static const int32_t ids[] = {8, 9, 8, 0, 11, 30, 8, 9};
+    struct tokenizer *tok = must_load(good);
+    struct detokenizer detok;
+    struct buffer out;
+
+    buffer_init(&out, 100);
+    detokenizer_init(&detok);
+    for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++)
+        detokenizer_push(&detok, tok, ids[i], false, &out);
+    ck_assert_str_eq(out.data, "\uFFFD\uFFFDa\uFFFD<x>");
+    detokenizer_finish(&detok, &out);
+    ck_assert_str_eq(out.data, "\uFFFD\uFFFDa\uFFFD<x>\uFFFD");
+    detokenizer_finish(&detok, &out); /* nothing is left */
+    ck_assert_str_eq(out.data, "\uFFFD\uFFFDa\uFFFD<x>\uFFFD");
+    buffer_free(&out);
+    tokenizer_free(tok);
+}
+END_TEST
+
+static int32_t bos_with(const char *config, const char *post)
+{
+    struct parts p = good;
+    p.config = config;
+    p.post = post;
+    struct tokenizer *tok = must_load(p);
+    int32_t bos = tokenizer_bos(tok);
+
+    tokenizer_free(tok);
+    return bos;
+}
+
+START_TEST(test_bos)
+{
+    static const char template[] =
+        "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},"
+        "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<xx>\"}},"
+        "{\"Sequence\":{\"id\":\"A\"}}]}]}";
+
+    ck_assert_int_eq(bos_with(NULL, "null"), -1);
+    ck_assert_int_eq(bos_with("{}", "null"), -1);
+    ck_assert_int_eq(bos_with("{\"add_bos_token\":true,\"bos_token\":\"<x>\"}", "null"), 30);
+    ck_assert_int_eq(
+        bos_with("{\"add_bos_token\":true,\"bos_token\":{\"content\":\"<x>\"}}", template), 30);
+    ck_assert_int_eq(bos_with("{\"add_bos_token\":false,\"bos_token\":\"<x>\"}", template), -1);
+    ck_assert_int_eq(bos_with("{\"bos_token\":\"<x>\"}", template), 31);
+}
+END_TEST
+
+/* Loading must fail with a message that names the file and holds `reason`. */
+static void assert_refused(struct parts p, const char *reason)
+{
+    struct error err = {""};
+
+    ck_assert_ptr_null(load(p, &err));
+    ck_assert_msg(strstr(err.message, "tokenizer") != NULL, "%s", err.message);
+    ck_assert_msg(strstr(err.message, reason) != NULL, "\"%s\" lacks \"%s\"", err.message, reason);
+}
+
+START_TEST(test_unsupported_parts_are_named)
+{
+    static const struct {
+        struct parts parts;
+        const char *reason;
+    } cases[] = {
+        {{.normalizer = "{\"type\":\"NFC\"}"}, "the normalizer NFC"},
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\"}]}"},
+         "the normalizer Prepend"},
+        {{.decoder = "null"}, "decoder ByteLevel"},
+        {{.pre = "null"}, "pre_tokenizer: "},
+        {{.pre = SEQUENCE(SPLIT("a"))}, "no ByteLevel step"},
+        {{.pre = SEQUENCE(BYTE_LEVEL "," SPLIT("a"))}, "ByteLevel must be the last step"},
+        {{.pre = "{\"type\":\"Metaspace\"}"}, "the step Metaspace"},
+        {{.pre = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Odd\"}"},
+         "the behavior \"Odd\""},
+        {{.pre = SEQUENCE(SPLIT("a(") "," BYTE_LEVEL)}, "malformed"},
+        {{.pre = SEQUENCE(SPLIT("\\\\w+") "," BYTE_LEVEL)}, "\\w, which is not supported"},
+        {{.model = "{\"type\":\"Unigram\",\"vocab\":{\"a\":0},\"merges\":[]}"}, "Unigram"},
+        {{.model = "{\"type\":\"BPE\",\"byte_fallback\":true,\"vocab\":{\"a\":0},\"merges\":[]}"},
+         "byte_fallback"},
+        {{.model = "{\"type\":\"BPE\",\"unk_token\":\"u\",\"vocab\":{\"a\":0},\"merges\":[]}"},
+         "unk_token"},
+        {{.model = "[]"}, "must be an object"},
+        {{.model = BPE("[]", "[]")}, "\"vocab\" must be an object"},
+        {{.model = BPE("{\"a\":-1}", "[]")}, "the id of \"a\""},
+        {{.model = BPE("{\"a\":1e9}", "[]")}, "the id of \"a\""},
+        {{.model = BPE("{\"a\":\"0\"}", "[]")}, "the id of \"a\""},
+        {{.model = BPE("{\"a\":0,\"a\":1}", "[]")}, "twice"},
+        {{.model = BPE("{\"a\":0}", "{}")}, "\"merges\" must be an array"},
+        {{.model = BPE("{\"a\":0}", "[\"a a\"]")}, "number 1 (\"a a\") needs a token"},
+        {{.model = BPE("{\"a\":0}", "[\"a\"]")}, "must be \"a b\""},
+        {{.model = BPE("{\"a\":0}", "[\"a a a\"]")}, "must be \"a b\""},
+        {{.model = BPE("{\"a\":0}", "[[\"a\"]]")}, "must be \"a b\""},
+        {{.model = BPE("{\"a\":0}", "[[\"a\",1]]")}, "must be \"a b\""},
+        {{.added = "{}"}, "added_tokens: it must be an array"},
+        {{.added = "[{\"id\":3}]"}, "\"content\" must be a string"},
+        {{.added = "[{\"id\":-3,\"content\":\"x\"}]"}, "\"id\" must be an integer"},
+        {{.added = "[{\"id\":3,\"content\":\"x\",\"special\":1}]"}, "\"special\" must be true"},
+        {{.added = "[" MARKER(40, "y") "," MARKER(41, "y") "," MARKER(42, "z") "]"}, "two ids"},
+        {{.added = "[" MARKER(40, "abc") "]"}, "has the id 40, but 6"},
+        {{.config = "{\"add_bos_token\":true,\"bos_token\":\"?\"}"}, "bos_token \"?\""},
+        {{.config = "{"}, "tokenizer_config.json"},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct parts p = cases[i].parts;
+        p.added = p.added ? p.added : good.added;
+        p.normalizer = p.normalizer ? p.normalizer : good.normalizer;
+        p.pre = p.pre ? p.pre : good.pre;
+        p.post = good.post;
+        p.decoder = p.decoder ? p.decoder : good.decoder;
+        p.model = p.model ? p.model : good.model;
+        assert_refused(p, cases[i].reason);
+    }
+}
+END_TEST
+
+START_TEST(test_broken_files_are_refused)
+{
+    static const char *const texts[] = {"", "{", "[]", "null", "{}", "{\"model\":{}}", "\xFF"};
+    struct error err;
+
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        err.message[0] = '\0';
+        ck_assert_ptr_null(load_text(texts[i], NULL, &err));
+        ck_assert_msg(strstr(err.message, "tokenizer.json") != NULL, "%s", err.message);
+    }
+    ck_assert_ptr_null(tokenizer_load("/nonexistent", &err));
+    ck_assert_msg(strstr(err.message, "/nonexistent/tokenizer.json") != NULL, "%s", err.message);
+}
+END_TEST
+
+/* The first match of a pattern as "start-end", or "none". */
+static const char *match_of(const char *source, const char *text)
+{
+    static char written[32];
+    struct error err = {""};
+    struct pattern *pattern = pattern_compile(source, &err);
+    size_t start = 0, end = 0;
+
+    ck_assert_msg(pattern != NULL, "%s: %s", source, err.message);
+    struct pattern_scratch *scratch = pattern_scratch_new();
+    int found = pattern_find(pattern, scratch, text, strlen(text), 0, &start, &end, &err);
+    ck_assert_int_ge(found, 0);
+    snprintf(written, sizeof(written), found ? "%zu-%zu" : "none", start, end);
+    pattern_scratch_free(scratch);
+    pattern_free(pattern);
+    return written;
+}
+
+START_TEST(test_patterns_mean_what_they_mean_in_oniguruma)
+{
+    ck_assert_str_eq(match_of("\\s+", "a\u180e\u2003\xC2\x85!"), "4-9"); /* U+180E is no space */
+    ck_assert_str_eq(match_of("[\\S]+", " \u180e\u3000"), "1-4");
+    ck_assert_str_eq(match_of("\\v", "\n\x0b"), "1-2");
+    ck_assert_str_eq(match_of("b$", "ab\nc"), "1-2");
+    ck_assert_str_eq(match_of("^c", "ab\nc"), "3-4");
+    ck_assert_str_eq(match_of("b$", "ab\r"), "none");
+    ck_assert_str_eq(match_of("[a-z&&[^b]]+", "bab"), "1-2");
+    ck_assert_str_eq(match_of("\\p{S}", "a\U0001FAE8"), "1-5");   /* an emoji of Unicode 15 */
+    ck_assert_str_eq(match_of("\\P{L}", "a\U0001E4D0b1"), "6-7"); /* a letter of Unicode 15 */
+    ck_assert_str_eq(match_of("\\p{Han}+", "\u30fc\u6f22\u3005"), "3-9"); /* not by extension */
+    ck_assert_str_eq(match_of("(?i:'S)", "'\u017f"), "0-3");
+    ck_assert_str_eq(match_of("\\u6F22|\\x{5b57}", "\u5b57"), "0-3");
+    ck_assert_str_eq(match_of("a++b|a{2,3}", "aaaa"), "0-3");
+}
+END_TEST
+
+START_TEST(test_patterns_that_would_mean_something_else_are_refused)
+{
+    static const char *const sources[] = {
+        "\\h",      "\\R",       "\\w",           "\\bx",    "\\1",    "\\x85",     "\\p{Greek}",
+        "\\pL",     "\\p{L",     "[[:alpha:]]",   "[a[b]]",  "[a&&b]", "[^a&&[b]]", "[a",
+        "[]a]",     "(?m:.)",    "(?<name>a)",    "(*UTF)a", "a{,3}",  "a{2}+",     "a{2}?",
+        "[\\P{L}]", "[\\b]",     "a\\",           "\\u12",   "\\x{",   "(a",        "a{3,2}",
+        "\\Qa\\E",  "[a&&[b]c]", "[a&&[b&&[c]]]",
+    };
+
+    for (size_t i = 0; i < sizeof(sources) / sizeof(sources[0]); i++) {
+        struct error err = {""};
+        ck_assert_msg(pattern_compile(sources[i], &err) == NULL, "%s was accepted", sources[i]);
+        ck_assert_msg(strstr(err.message, "the pattern ") != NULL, "%s", err.message);
+    }
+}
+END_TEST
+
+static void add_tests(TCase *tcase)
+{
+    tcase_add_test(tcase, test_lowest_rank_merges_first);
+    tcase_add_test(tcase, test_merges_may_be_pairs);
+    tcase_add_test(tcase, test_ignore_merges_takes_whole_words);
+    tcase_add_test(tcase, test_added_tokens_longest_first);
+    tcase_add_test(tcase, test_user_text_never_becomes_a_marker);
+    tcase_add_test(tcase, test_flags_of_added_tokens);
+    tcase_add_test(tcase, test_dollar_matches_before_newlines);
+    tcase_add_test(tcase, test_later_splits_see_only_their_piece);
+    tcase_add_test(tcase, test_nul_and_broken_utf8);
+    tcase_add_test(tcase, test_bound_of_the_list);
+    tcase_add_test(tcase, test_hostile_texts_take_linear_time);
+    tcase_add_test(tcase, test_ids_and_bytes);
+    tcase_add_test(tcase, test_characters_come_out_whole);
+    tcase_add_test(tcase, test_characters_that_break_off_are_replaced);
+    tcase_add_test(tcase, test_bos);
+    tcase_add_test(tcase, test_unsupported_parts_are_named);
+    tcase_add_test(tcase, test_broken_files_are_refused);
+    tcase_add_test(tcase, test_patterns_mean_what_they_mean_in_oniguruma);
+    tcase_add_test(tcase, test_patterns_that_would_mean_something_else_are_refused);
+}
+
+UNIT_MAIN("tokenizer", add_tests)
