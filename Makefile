@@ -1,6 +1,8 @@
 # mlad: see `make help`. Objects of a variant live in build/, build/asan/, build/tsan/.
 
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
 BUILD   ?= build
 VERSION := $(shell cat VERSION)
 
@@ -12,9 +14,8 @@ CFLAGS   += -std=gnu11 $(WARN) -fno-math-errno -pthread -ffile-prefix-map=$(CURD
 LDLIBS   += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm
 LDFLAGS  += -pthread
 
-# The CPU backend: OpenMP, and -O3 because its loops are written for the vectoriser.
-OPENMP   ?= -fopenmp
-CPU_FLAGS := -O3 $(OPENMP)
+# The CPU backend's loops are written for the vectoriser.
+CPU_FLAGS := -O3
 
 ifdef SANITIZE
 CFLAGS  += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -28,14 +29,14 @@ LIBRARY := $(filter-out $(BUILD)/obj/server/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 HELPERS := $(patsubst tests/tokenizer/%.c,$(BUILD)/tests/%,$(wildcard tests/tokenizer/*.c))
 
-.PHONY: all run test unit fuzz asan tsan tidy format dist bench clean help
+.PHONY: all run test unit fuzz asan tsan tidy format dist clean help
 .SECONDARY:
 
 all: $(BUILD)/mlad  ## build build/mlad
 
 $(BUILD)/mlad: $(OBJECTS)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) $(OPENMP) -o $@ $^ $(LDLIBS)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/obj/kernels/cpu/%.o: CFLAGS += $(CPU_FLAGS)
 $(BUILD)/obj/%.o: %.c
@@ -46,7 +47,7 @@ $(BUILD)/obj/%.o: %.c
 # its main().
 CHECK_CFLAGS = $(shell pkg-config --cflags check 2>/dev/null)
 CHECK_LIBS   = $(shell pkg-config --libs check 2>/dev/null)
-LINK_TEST    = $(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(CHECK_CFLAGS) $(LDFLAGS) $(OPENMP) \
+LINK_TEST    = $(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(CHECK_CFLAGS) $(LDFLAGS) \
 	-MMD -MP -o $@ $< $(LIBRARY) $(CHECK_LIBS) $(LDLIBS)
 $(BUILD)/tests/%: tests/unit/%.c $(LIBRARY)
 	@mkdir -p $(@D)
@@ -87,14 +88,11 @@ format:  ## lay out the C files as .clang-format says
 	@scripts/setup.sh tidy
 	@$(TIDY) --write
 
-bench: $(BUILD)/mlad  ## measure the server with itself
-	@$(BUILD)/mlad bench
-
 # The same objects linked to find their libraries in lib/ beside bin/: by DT_RPATH, since unlike
 # DT_RUNPATH it also holds for what the libraries need themselves.
 $(BUILD)/dist/mlad: $(OBJECTS)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) $(OPENMP) -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib' -o $@ $^ $(LDLIBS)
+	$(CC) $(LDFLAGS) -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib' -o $@ $^ $(LDLIBS)
 
 dist:  ## a tarball that runs on any Linux of a recent glibc
 	@scripts/dist.sh

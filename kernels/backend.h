@@ -67,6 +67,7 @@ struct backend_options {
     int32_t slots;   /* sampler states, see sampler_open */
     int32_t vocab_size;
     struct batch_limits limits;
+    enum dtype kv_dtype; /* of the KV cache; the CPU backend has F32 */
 };
 
 struct backend_ops {

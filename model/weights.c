@@ -8,6 +8,7 @@
 #include "model/weights.h"
 
 #include "base/memory.h"
+#include "kernels/widen.h"
 #include "model/dequant.h"
 #include "model/safetensors.h"
 

@@ -5,7 +5,7 @@
 #
 #   test   Check, and a Python environment in build/venv with tests/requirements.txt
 #   tidy   that environment (it holds clang-format) and shellcheck
-#   tsan   clang with ThreadSanitizer, and its OpenMP runtime
+#   tsan   clang with ThreadSanitizer
 #
 # Each need is probed by using it, so that a compiler or Python from elsewhere counts too.
 set -euo pipefail
@@ -86,7 +86,6 @@ for purpose in "$@"; do
         need clang clang --version
         probe=(-fsanitize=thread -x c -o /dev/null -)
         need libclang-rt-dev clang "${probe[@]}" <<<'int main(void) { return 0; }'
-        need libomp-dev clang -fopenmp "${probe[@]}" <<<'int main(void) { return 0; }'
         ;;
     *)
         echo "usage: setup.sh [test] [tidy] [tsan]" >&2

@@ -108,7 +108,7 @@ if [ "$variant" != plain ]; then
     export CK_TIMEOUT_MULTIPLIER=5
     export ASAN_OPTIONS=$common:detect_leaks=1:detect_stack_use_after_return=1
     export UBSAN_OPTIONS=$common:print_stacktrace=1:halt_on_error=1
-    # Only our code is instrumented; Archer tells ThreadSanitizer what OpenMP synchronises.
+    # Only our code is instrumented.
     export TSAN_OPTIONS=$common:halt_on_error=1:ignore_noninstrumented_modules=1
 fi
 

@@ -16,7 +16,7 @@
 
 enum { DEFAULT_BATCHED_TOKENS = 512, COMMANDS_PER_SLOT = 3 };
 
-/* What the CPU backend keeps its KV cache in. */
+/* What the KV cache is kept in: the one type the CPU backend has. */
 static const enum dtype KV_DTYPE = DTYPE_F32;
 
 /* Commands from the loop. Of a slot there are at most three under way: a cancel that came too late,
@@ -158,9 +158,9 @@ static int load(struct engine *e, struct error *err)
         .slots = e->n_slots,
         .vocab_size = info->config.vocab_size,
         .limits = scheduler_limits(e->sched),
+        .kv_dtype = KV_DTYPE,
     });
     info->backend = e->be->ops->name;
-    ASSERT(e->be->kv_dtype == KV_DTYPE);
     e->results = mem_zalloc((size_t)sc.max_running, sizeof(*e->results));
     e->model = model_load(e->dir, &info->config, e->be, &e->stopping, err);
     if (!e->model || model_reserve(e->model, scheduler_limits(e->sched), sc.kv_pages, err))

@@ -146,10 +146,11 @@ struct backend *backend_cpu_open(const struct backend_options *options)
     size_t rows = (size_t)options->limits.max_rows;
     int threads = options->threads > 0 ? options->threads : processors();
 
+    ASSERT(options->kv_dtype == DTYPE_F32);
     ASSERT(options->limits.max_rows > 0 && options->slots > 0 && options->vocab_size > 0);
     cpu->base.ops = &cpu_ops;
     cpu->base.activation_dtype = DTYPE_F32;
-    cpu->base.kv_dtype = DTYPE_F32;
+    cpu->base.kv_dtype = options->kv_dtype;
     cpu->n_threads = threads < CPU_MAX_THREADS ? threads : CPU_MAX_THREADS;
     cpu->threads = cpu_threads_new(cpu->n_threads);
     cpu->limits = options->limits;

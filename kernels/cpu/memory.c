@@ -3,6 +3,8 @@
  * few processors convert it cheaply, and vectors (norms, biases), because they are small. */
 #include "kernels/cpu/cpu.h"
 
+#include "kernels/widen.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,47 +26,18 @@ int cpu_alloc(struct backend *be, struct tensor *dst, enum dtype dtype, int rank
     return 0;
 }
 
-static float f32_of_bits(uint32_t bits)
-{
-    float value;
-
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-/* IEEE binary16: 1 sign, 5 exponent (bias 15), 10 fraction bits. */
-static float f32_of_f16(uint16_t half)
-{
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16;
-    uint32_t exponent = (half >> 10) & 0x1f, fraction = half & 0x3ff;
-
-    if (exponent == 0) { /* zero and subnormals: fraction * 2^-24 */
-        float magnitude = (float)fraction * 0x1p-24f;
-        return sign ? -magnitude : magnitude;
-    }
-    if (exponent == 0x1f) /* infinity and NaN */
-        return f32_of_bits(sign | 0x7f800000 | fraction << 13);
-    return f32_of_bits(sign | (exponent + 127 - 15) << 23 | fraction << 13);
-}
-
 int cpu_upload(struct backend *be, struct tensor *dst, const struct tensor *host, struct error *err)
 {
-    size_t n = (size_t)tensor_elements(host);
     enum dtype dtype = host->dtype == DTYPE_BF16 && host->rank > 1 ? DTYPE_BF16 : DTYPE_F32;
 
     if (host->dtype != DTYPE_F32 && host->dtype != DTYPE_BF16 && host->dtype != DTYPE_F16)
         return error_set(err, "the CPU backend takes weights in F32, BF16 or F16 only");
     if (cpu_alloc(be, dst, dtype, host->rank, host->shape, err))
         return -1;
-    if (dtype == host->dtype) {
+    if (dtype == host->dtype)
         memcpy(dst->data, host->data, tensor_bytes(host));
-        return 0;
-    }
-    const uint16_t *narrow = host->data;
-    float *wide = dst->data;
-    for (size_t i = 0; i < n; i++)
-        wide[i] = host->dtype == DTYPE_F16 ? f32_of_f16(narrow[i])
-                                           : f32_of_bits((uint32_t)narrow[i] << 16);
+    else
+        widen_to_f32(dst->data, host->data, host->dtype, tensor_elements(host));
     return 0;
 }
 

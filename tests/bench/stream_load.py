@@ -43,7 +43,9 @@ class Stream:
 
 def request(stream: Stream, tokens: int) -> bytes:
     rng = stream.number
-    prompt = " ".join(WORDS[(rng * 7 + i * (rng % 5 + 1)) % len(WORDS)] for i in range(rng % 30 + 1))
+    prompt = " ".join(
+        WORDS[(rng * 7 + i * (rng % 5 + 1)) % len(WORDS)] for i in range(rng % 30 + 1)
+    )
     fields = {
         "prompt": prompt,
         "max_tokens": tokens,

@@ -48,9 +48,7 @@ def test_64_requests_at_once_say_what_each_says_alone(
 
 def test_with_pages_for_three_32_requests_finish_through_preemption(start: Start) -> None:
     # Each begins in one page and grows to three, and there are nine.
-    requests = [
-        {"prompt": token_ids(60, seed), "max_tokens": 130, **GREEDY} for seed in range(32)
-    ]
+    requests = [{"prompt": token_ids(60, seed), "max_tokens": 130, **GREEDY} for seed in range(32)]
     roomy = start("--max-model-len", "192")
     expected = in_parallel(lambda request: roomy.text(**request), requests)
     assert len(set(expected)) > 24
@@ -82,9 +80,7 @@ def test_sampled_requests_survive_preemption_with_their_seeds(start: Start) -> N
 
 
 def test_streams_go_on_after_preemption_without_a_gap(start: Start) -> None:
-    requests = [
-        {"prompt": token_ids(60, seed), "max_tokens": 190, **GREEDY} for seed in range(6)
-    ]
+    requests = [{"prompt": token_ids(60, seed), "max_tokens": 190, **GREEDY} for seed in range(6)]
     server = start("--max-model-len", "256", "--num-kv-pages", "8")
     alone = [server.text(**request) for request in requests]
     streams = in_parallel(lambda request: server.stream(COMPLETIONS, **request).text(), requests)

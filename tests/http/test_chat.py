@@ -358,7 +358,7 @@ def test_markers_in_a_users_text_are_text(client: openai.OpenAI) -> None:
 
 
 def test_text_in_many_scripts_goes_through(client: openai.OpenAI) -> None:
-    messages = [{"role": "user", "content": "Grüße, 你好, привет, 👩‍🚀\t\"\\\u0001"}]
+    messages = [{"role": "user", "content": 'Grüße, 你好, привет, 👩‍🚀\t"\\\u0001'}]
     whole = answer(client, messages, temperature=HOT, seed=4, **FORTY)
     chunks = list(ask(client, messages, stream=True, temperature=HOT, seed=4, **FORTY))
     assert deltas(chunks) == whole

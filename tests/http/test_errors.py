@@ -1,4 +1,4 @@
-"""What is wrong with a request is said, by status, type, param and sentence; no other is disturbed."""
+"""What is wrong with a request is said, by status, type, param and sentence. No other suffers."""
 
 import json
 import re
@@ -414,9 +414,8 @@ def test_a_stream_that_fails_raises_in_the_client_library(start) -> None:
     server = start("--max-num-seqs", "1")
     running = server.stream(COMPLETIONS, **ENDLESS)
     next(running.events())
+    fields = {"model": "demo", "messages": MESSAGES, "extra_body": {"timeout": 0.2}}
     with pytest.raises(openai.APIError) as caught:
-        extra = {"timeout": 0.2}
-        fields = {"model": "demo", "messages": MESSAGES, "extra_body": extra}
         list(connect(server).chat.completions.create(stream=True, **fields))
     assert "time limit" in str(caught.value)
     running.close()
@@ -452,7 +451,8 @@ def test_errors_become_the_client_librarys_exceptions(client: openai.OpenAI) -> 
     assert caught.value.type == "invalid_request_error"
     assert caught.value.request_id.startswith("req-")
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="demo", messages=MESSAGES, temperature=500, stream=True)
+        fields = {"model": "demo", "messages": MESSAGES, "stream": True}
+        client.chat.completions.create(temperature=500, **fields)
     assert caught.value.param == "temperature"
 
 

@@ -163,9 +163,7 @@ SPOILERS = {
         f / "config.json", architectures=["LlamaForCausalLM"], model_type="llama"
     ),
     "config.json without heads": lambda f: change_json(f / "config.json", num_attention_heads=0),
-    "config.json of another hidden_size": lambda f: change_json(
-        f / "config.json", hidden_size=320
-    ),
+    "config.json of another hidden_size": lambda f: change_json(f / "config.json", hidden_size=320),
     "no tokenizer.json": lambda f: (f / "tokenizer.json").unlink(),
     "tokenizer.json is no JSON": lambda f: (f / "tokenizer.json").write_text("[1"),
 }
@@ -281,7 +279,7 @@ def test_metrics_follow_prometheus_text_format(server: Server) -> None:
         elif line.startswith("# HELP "):
             helped.add(line.split(" ")[2])
         else:
-            name, labels = re.match(r'([a-z_:0-9]+)\{(.*)\} [-+.e\d]+$', line).groups()
+            name, labels = re.match(r"([a-z_:0-9]+)\{(.*)\} [-+.e\d]+$", line).groups()
             assert 'model_name="demo"' in labels and 'engine="0"' in labels
             family = re.sub(r"_(bucket|sum|count)$", "", name)
             assert kinds.get(name) in ("gauge", "counter") or kinds[family] == "histogram"

@@ -177,8 +177,8 @@ def render(messages: list[tuple[str, str]], add_generation_prompt: bool, leave_o
 
 def test_chat_equals_the_rendered_prompt_encoded_whole(subject: Subject):
     contents = {token["content"] for token in subject.added}
-    if not contents.issuperset(families.MARKERS[:6]) or subject.name == "flags":
-        pytest.skip("not all the markers of the format, or some that take white space")
+    if not contents.issuperset(families.MARKERS[:6]) or subject.name in ("flags", "behaviors"):
+        pytest.skip("no markers of the format, or some that take white space, or slow")
     rng = random.Random(4)
     texts = [text.replace("\0", "") for text in corpus.plain_texts(seed=5)] + ["", " ", "\n x \n"]
     roles = ("system", "developer", "user", "user", "assistant", "tool")

@@ -4,6 +4,7 @@
 #include "tests/unit/unit.h"
 
 #include "base/memory.h"
+#include "kernels/widen.h"
 #include "model/dequant.h"
 #include "model/weights.h"
 #include "tests/unit/folder.h"
