@@ -2,7 +2,7 @@ from collections.abc import Callable, Iterator
 
 import openai
 import pytest
-from daemon import TIMEOUT_S, Server
+from daemon import Server
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,6 @@ def start() -> Iterator[Callable[..., Server]]:
             server.kill()
 
 
-def connect(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT_S
-    )
-
-
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    return connect(server)
+    return server.client()

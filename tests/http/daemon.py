@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
+
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("MLAD_BINARY") or ROOT / "build/mlad").resolve()
 DEMO_MODEL = ROOT / "model/demo"
@@ -122,6 +124,10 @@ class Server:
         self.process.wait()
 
     # ---- asking
+
+    def client(self) -> openai.OpenAI:
+        base_url = f"{self.url}/v1"
+        return openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=TIMEOUT_S)
 
     def request(
         self,

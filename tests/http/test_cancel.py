@@ -84,7 +84,7 @@ def test_a_request_in_the_queue_is_cancelled(start) -> None:
 
 
 def test_others_carry_on_when_one_is_cancelled(server: Server) -> None:
-    request = {"prompt": "One", "max_tokens": 300, "ignore_eos": True, "temperature": 0}
+    request = {"prompt": "One", "max_tokens": 100, "ignore_eos": True, "temperature": 0}
     alone = server.text(**request)
     stream = server.stream(COMPLETIONS, **request)
     events = stream.events()

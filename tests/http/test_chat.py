@@ -1,5 +1,6 @@
 """Chat completions, as the official Python client sees them."""
 
+from functools import cache
 from itertools import pairwise
 from math import exp
 
@@ -27,6 +28,11 @@ def answer(client: openai.OpenAI, messages: list = QUESTION, **fields) -> str:
 def deltas(chunks: list, index: int = 0) -> str:
     choices = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
     return "".join(choice.delta.content or "" for choice in choices)
+
+
+@cache
+def forty_tokens(client: openai.OpenAI) -> str:
+    return answer(client, **FORTY)
 
 
 # ---- whole and streamed
@@ -127,6 +133,12 @@ def test_filters_leave_the_likeliest_token(client: openai.OpenAI, only_the_likel
     )
 
 
+@cache
+def three_draws(client: openai.OpenAI, **field) -> list[str]:
+    sampling = {"temperature": HOT, "max_tokens": 60, "extra_body": {"ignore_eos": True} | field}
+    return [answer(client, seed=seed, **sampling) for seed in range(3)]
+
+
 @pytest.mark.parametrize(
     "field",
     [
@@ -139,12 +151,7 @@ def test_filters_leave_the_likeliest_token(client: openai.OpenAI, only_the_likel
     ],
 )
 def test_a_sampling_field_changes_the_draw(client: openai.OpenAI, field: dict) -> None:
-    def three_answers(extra: dict) -> list[str]:
-        extra = {"ignore_eos": True} | extra
-        sampling = {"temperature": HOT, "max_tokens": 100, "extra_body": extra}
-        return [answer(client, seed=seed, **sampling) for seed in range(3)]
-
-    assert three_answers(field) != three_answers({})
+    assert three_draws(client, **field) != three_draws(client)
 
 
 def test_frequency_penalty_ends_a_repetition(client: openai.OpenAI) -> None:
@@ -218,7 +225,7 @@ def test_special_tokens_show_only_when_asked_for(client: openai.OpenAI) -> None:
 def test_a_stop_string_ends_the_text_wherever_tokens_break(
     client: openai.OpenAI, at: int, include: bool
 ) -> None:
-    whole = answer(client, **FORTY)
+    whole = forty_tokens(client)
     stop = whole[at : at + 7]
     expected = whole[: whole.find(stop) + (len(stop) if include else 0)]
     fields = {
@@ -237,7 +244,7 @@ def test_a_stop_string_ends_the_text_wherever_tokens_break(
 def test_text_held_back_for_a_stop_string_that_never_comes_is_shown(
     client: openai.OpenAI,
 ) -> None:
-    whole = answer(client, **FORTY)
+    whole = forty_tokens(client)
     stops = [whole[-3:] + "~", whole[5:9] + "~"]
     assert answer(client, stop=stops, **FORTY) == whole
     assert deltas(list(ask(client, stream=True, stop=stops, **FORTY))) == whole

@@ -315,12 +315,12 @@ def test_histograms_count_what_happened(server: Server) -> None:
 
 def test_sigterm_lets_streams_finish(start) -> None:
     server = start()
-    request = {"prompt": "One", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+    request = {"prompt": "One", "max_tokens": 150, "ignore_eos": True, "temperature": 0}
     alone = server.text(**request)
     stream = server.stream(COMPLETIONS, **request)
     events = stream.events()
     text = next(events)["choices"][0]["text"]
-    whole = server.send(COMPLETIONS, prompt="Two", max_tokens=400, ignore_eos=True)
+    whole = server.send(COMPLETIONS, prompt="Two", max_tokens=150, ignore_eos=True)
     wait_until(lambda: server.running() == 2, "both run")
     idle = server.connect()
 

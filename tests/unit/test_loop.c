@@ -2,7 +2,7 @@
 #include "server/loop.h"
 
 #include "base/panic.h"
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 #include <pthread.h>
 #include <signal.h>
