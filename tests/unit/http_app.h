@@ -21,7 +21,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { PATIENCE_S = 60, MAX_BODY = 1024 * 1024, MAX_BUFFERED = 256 * 1024, TICKING_MAX = 256 };
+enum {
+    PATIENCE_S = 60,
+    MAX_BODY = 1024 * 1024,
+    MAX_BUFFERED = 256 * 1024,
+    TICKING_MAX = 256,
+    TICKS = 20
+};
 
 /* ---- the server's side ---- */
 

@@ -232,7 +232,7 @@ START_TEST(test_stream_to_http_1_0_ends_with_the_connection)
 }
 END_TEST
 
-enum { STREAMS = 200, TICKS = 20 };
+enum { STREAMS = 200 };
 
 START_TEST(test_many_streams_get_the_right_bytes)
 {
