@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum option_type { OPT_STRING, OPT_INT, OPT_BOOL, OPT_CHOICE };
+enum option_type { OPT_STRING, OPT_SECRET, OPT_INT, OPT_BOOL, OPT_CHOICE };
 
 struct option {
     const char *name; /* as after "--"; MLAD_NAME in the environment with '-' as '_' */
@@ -27,6 +27,10 @@ struct option {
 #define TEXT(field, name, value, metavar, help)                                                    \
     {                                                                                              \
         name, OPT_STRING, offsetof(struct options, field), 0, 0, value, metavar, help, NULL        \
+    }
+#define SECRET(field, name, metavar, help)                                                         \
+    {                                                                                              \
+        name, OPT_SECRET, offsetof(struct options, field), 0, 0, "", metavar, help, NULL           \
     }
 #define INTEGER(field, name, min, max, value, metavar, help)                                       \
     {                                                                                              \
@@ -80,6 +84,19 @@ static const struct option table[] = {
             "a silent stream sends a comment this often, so that proxies keep it"),
     INTEGER(drain_timeout_s, "drain-timeout-s", 0, 1 << 20, "25", "SECONDS",
             "time for requests in flight to finish after SIGTERM"),
+    SECRET(api_key, "api-key", "KEYS",
+           "keys that clients must send, separated by commas; only as MLAD_API_KEY or in a file"),
+    TEXT(api_key_file, "api-key-file", "", "FILE",
+         "file of such keys, one a line, perhaps followed by a name; read again at SIGHUP"),
+    TEXT(api_key_header, "api-key-header", "", "NAME",
+         "header that may hold the key, besides Authorization: Bearer"),
+    INTEGER(max_requests_per_minute, "max-requests-per-minute", 0, 1 << 24, "0", "N",
+            "inference requests of one key in a minute; past it 429 (0: no limit)"),
+    INTEGER(max_concurrent_per_key, "max-concurrent-per-key", 0, 1 << 20, "0", "N",
+            "inference requests of one key at once; past it 429 (0: no limit)"),
+    TEXT(cors_origin, "cors-origin", "", "ORIGIN",
+         "web origin whose pages may call the API; * for all"),
+    SWITCH(access_log, "access-log", "false", "log a line for each request"),
     CHOICE(log_level, "log-level", "error|warning|info|debug", "info",
            "least level that is logged"),
     CHOICE(log_format, "log-format", "text|json", "text", "form of the log lines on stderr"),
@@ -154,6 +171,7 @@ static int set(struct options *options, const struct option *opt, const char *va
                              value);
         break;
     case OPT_STRING:
+    case OPT_SECRET:
         break;
     }
     free(*string_field(options, opt));
@@ -250,6 +268,11 @@ static int load_argument(struct options *options, int n_args, char *const *args,
     }
     if (!opt)
         return error_set(err, "unknown flag %.*s (see --help)", (int)len + 2, word);
+    if (opt->type == OPT_SECRET)
+        return error_set(err,
+                         "--%s is a secret, and command lines are public: use MLAD_API_KEY or "
+                         "--api-key-file",
+                         opt->name);
     if (equals)
         return set(options, opt, equals + 1, err);
     if (opt->type == OPT_BOOL)
@@ -295,7 +318,7 @@ fail:
 void options_free(struct options *options)
 {
     for (int i = 0; i < N_OPTIONS; i++)
-        if (table[i].type == OPT_STRING || table[i].type == OPT_CHOICE)
+        if (table[i].type != OPT_INT && table[i].type != OPT_BOOL)
             free(*string_field(options, &table[i]));
     *options = (struct options){0};
 }

@@ -32,6 +32,13 @@ struct options {
     int64_t idle_timeout_s;
     int64_t keep_alive_interval_s;
     int64_t drain_timeout_s;
+    char *api_key; /* a secret: never logged, never on the command line */
+    char *api_key_file;
+    char *api_key_header;
+    int64_t max_requests_per_minute;
+    int64_t max_concurrent_per_key;
+    char *cors_origin;
+    bool access_log;
     char *log_level;
     char *log_format;
     char *config;

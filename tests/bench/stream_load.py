@@ -8,8 +8,8 @@ repeated with --repeat, and every stream must give the same text each time; a fe
 with their text alone. Standard library only; the client is one thread, so with the server on the
 same machine it takes its share of the CPU.
 
-What is measured. Tokens of a step reach all its streams in a burst, one event each; a silence of a
-quarter of the mean step lies between two bursts. From this follow
+What is measured. Tokens of a step reach all its streams in a burst, one event each. The next burst
+begins after a silence of a quarter of the mean step, or when a stream has its second event. So
 
     gap      time between two events of a stream: the step, and what the server adds
     fan-out  time from the first event of a step to each of its others, as the client reads them
@@ -128,10 +128,11 @@ def percentile(values: list[float], percent: float) -> float:
 
 def fan_outs(streams: list[Stream], step_s: float) -> list[float]:
     """Delays of events after the first one of their step."""
-    delays, began, last = [], 0.0, 0.0
-    for at in sorted(at for stream in streams for at in stream.arrivals):
-        if at - last > step_s / 4:
-            began = at
+    delays, began, last, seen = [], 0.0, 0.0, set()
+    for at, number in sorted((at, s.number) for s in streams for at in s.arrivals):
+        if number in seen or at - last > step_s / 4:
+            began, seen = at, set()
+        seen.add(number)
         delays.append(at - began)
         last = at
     return delays
