@@ -6,6 +6,7 @@
 
 #include <cjson/cJSON.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -183,6 +184,8 @@ static void write_escaped(struct buffer *out, unsigned char c)
 {
     const char *short_form = c == '"'    ? "\\\""
                              : c == '\\' ? "\\\\"
+                             : c == '\b' ? "\\b"
+                             : c == '\f' ? "\\f"
                              : c == '\n' ? "\\n"
                              : c == '\r' ? "\\r"
                              : c == '\t' ? "\\t"
@@ -222,4 +225,64 @@ void json_write_number(struct buffer *out, double number)
         buffer_append_str(out, "null");
     else
         buffer_printf(out, "%.9g", number);
+}
+
+/* The shortest digits that read back as the same number. */
+static void write_python_number(struct buffer *out, double number)
+{
+    char text[32];
+
+    if (!isfinite(number)) {
+        buffer_append_str(out, isnan(number) ? "NaN" : number < 0 ? "-Infinity" : "Infinity");
+        return;
+    }
+    if (number == floor(number) && fabs(number) < 1e21) {
+        buffer_printf(out, "%.0f", number + 0.0); /* + 0.0: no "-0" */
+        return;
+    }
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, number);
+        if (strtod(text, NULL) == number)
+            break;
+    }
+    buffer_append_str(out, text);
+}
+
+static void write_python_children(struct buffer *out, const struct json *value)
+{
+    bool object = json_is(value, JSON_OBJECT);
+
+    buffer_append_str(out, object ? "{" : "[");
+    for (const struct json *c = json_first(value); c; c = json_next(c)) {
+        if (c != json_first(value))
+            buffer_append_str(out, ", ");
+        if (object) {
+            json_write_string(out, json_key(c), -1);
+            buffer_append_str(out, ": ");
+        }
+        json_write_python(out, c);
+    }
+    buffer_append_str(out, object ? "}" : "]");
+}
+
+void json_write_python(struct buffer *out, const struct json *value)
+{
+    switch (json_type(value)) {
+    case JSON_NULL:
+        buffer_append_str(out, "null");
+        break;
+    case JSON_BOOL:
+        buffer_append_str(out, json_bool(value) ? "true" : "false");
+        break;
+    case JSON_NUMBER:
+        write_python_number(out, json_number(value));
+        break;
+    case JSON_STRING:
+        json_write_string(out, json_string(value), -1);
+        break;
+    case JSON_ARRAY:
+    case JSON_OBJECT:
+        write_python_children(out, value);
+        break;
+    }
 }

@@ -45,6 +45,9 @@ void log_write(enum log_level level, const char *format, ...)
     va_start(args, format);
     vsnprintf(message, sizeof(message), format, args);
     va_end(args);
+    for (char *c = message; *c; c++) /* what clients send can't begin a line of its own */
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
     timestamp(time_text);
 
     buffer_init(&line, 8 * LOG_LINE_MAX);

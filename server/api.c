@@ -3,11 +3,13 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "server/api_error.h"
 #include "server/api_params.h"
 #include "server/api_prompt.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -17,6 +19,15 @@ struct route {
     const char *path;
     const char *methods; /* as the Allow header shows them */
     void (*handle)(struct api *api, struct http_exchange *ex);
+    bool is_public; /* needs no API key: health, metrics */
+};
+
+/* What an exchange carries (http_context). */
+struct visit {
+    struct generation *generation; /* NULL: none */
+    access_ticket ticket;
+    bool entered; /* the ticket is valid */
+    char request_id[REQUEST_ID_MAX + 1];
 };
 
 /* ---- generation --------------------------------------------------------------------------- */
@@ -84,7 +95,9 @@ static int start_generation(struct api *api, struct http_exchange *ex, const str
         api_params_free(&params);
         return -1;
     }
-    if (generations_start(api->generations, ex, &params, prompts, n_prompts, fault)) {
+    struct visit *visit = http_context(ex);
+    visit->generation = generations_start(api->generations, ex, &params, prompts, n_prompts, fault);
+    if (!visit->generation) {
         prompts_free(prompts, n_prompts);
         api_params_free(&params);
         return -1;
@@ -241,16 +254,16 @@ static void metrics(struct api *api, struct http_exchange *ex)
 /* ---- dispatch ----------------------------------------------------------------------------- */
 
 static const struct route routes[] = {
-    {"/v1/chat/completions", "POST", chat_completions},
-    {"/v1/completions", "POST", completions},
-    {"/invocations", "POST", invocations},
-    {"/v1/models", "GET, HEAD", models},
-    {"/v1/models/", "GET, HEAD", model_by_name}, /* and what follows */
-    {"/health", "GET, HEAD", health},
-    {"/ready", "GET, HEAD", ready},
-    {"/ping", "GET, HEAD, POST", ready},
-    {"/version", "GET, HEAD", version},
-    {"/metrics", "GET, HEAD", metrics},
+    {"/v1/chat/completions", "POST", chat_completions, false},
+    {"/v1/completions", "POST", completions, false},
+    {"/invocations", "POST", invocations, false},
+    {"/v1/models", "GET, HEAD", models, false},
+    {"/v1/models/", "GET, HEAD", model_by_name, false}, /* and what follows */
+    {"/health", "GET, HEAD", health, true},
+    {"/ready", "GET, HEAD", ready, true},
+    {"/ping", "GET, HEAD, POST", ready, true},
+    {"/version", "GET, HEAD", version, true},
+    {"/metrics", "GET, HEAD", metrics, true},
 };
 
 static const struct route *find_route(const char *path)
@@ -280,51 +293,114 @@ static bool allows(const struct route *route, const char *method)
 }
 
 /* Every answer names its request: the client's own id when it is a decent one, else a new one. */
-static void add_request_id(struct http_exchange *ex)
+static void add_request_id(struct http_exchange *ex, struct visit *visit)
 {
     const char *given = http_header(ex, "x-request-id");
     size_t len = given ? strlen(given) : 0;
-    char made[32];
     bool decent = len > 0 && len <= REQUEST_ID_MAX;
 
     for (size_t i = 0; decent && i < len; i++)
         decent = given[i] > 0x20 && given[i] < 0x7f;
-    snprintf(made, sizeof(made), "req-%016llx", (unsigned long long)clock_entropy());
-    http_add_header(ex, "x-request-id", decent ? given : made);
+    if (decent)
+        memcpy(visit->request_id, given, len);
+    else
+        snprintf(visit->request_id, sizeof(visit->request_id), "req-%016llx",
+                 (unsigned long long)clock_entropy());
+    http_add_header(ex, "x-request-id", visit->request_id);
+}
+
+/* Lets pages of the allowed origin call the API. True when that was all the request wanted. */
+static bool answer_cors(const struct api *api, struct http_exchange *ex)
+{
+    const char *allowed = api->options->cors_origin, *origin = http_header(ex, "Origin");
+
+    if (!*allowed || !origin || (strcmp(allowed, "*") != 0 && strcmp(allowed, origin) != 0))
+        return false;
+    http_add_header(ex, "Access-Control-Allow-Origin", allowed);
+    http_add_header(ex, "Vary", "Origin");
+    if (strcmp(http_method(ex), "OPTIONS") != 0)
+        return false;
+    http_add_header(ex, "Access-Control-Allow-Methods", "GET, POST");
+    http_add_header(ex, "Access-Control-Allow-Headers",
+                    "Authorization, Content-Type, x-request-id");
+    http_add_header(ex, "Access-Control-Max-Age", "86400");
+    http_respond(ex, 204, "text/plain", "", 0);
+    return true;
+}
+
+/* The route for the request, once it may be taken; a fault otherwise. */
+static const struct route *admit(struct api *api, struct http_exchange *ex, struct visit *visit,
+                                 struct api_fault *fault)
+{
+    const struct route *route = find_route(http_path(ex));
+
+    if (!route) {
+        api_fault_set(fault, 404, NULL,
+                      "There is no '%.200s' here. See /v1/chat/completions, /v1/completions, "
+                      "/v1/models, /health, /ready, /metrics.",
+                      http_path(ex));
+        return NULL;
+    }
+    if (!allows(route, http_method(ex))) {
+        api_fault_set(fault, 405, NULL, "%s takes %s, not %.20s.", http_path(ex), route->methods,
+                      http_method(ex));
+        http_add_header(ex, "Allow", route->methods);
+        return NULL;
+    }
+    if (!route->is_public) {
+        if (access_enter(api->access, ex, &visit->ticket, fault))
+            return NULL;
+        visit->entered = true;
+    }
+    return route;
 }
 
 static void on_request(void *arg, struct http_exchange *ex)
 {
     struct api *api = arg;
-    const struct route *route = find_route(http_path(ex));
+    struct visit *visit = mem_zalloc(1, sizeof(*visit));
     struct api_fault fault;
 
-    add_request_id(ex);
-    log_debug("%s %s %s", http_peer(ex), http_method(ex), http_path(ex));
-    if (!route) {
-        api_fault_set(&fault, 404, NULL,
-                      "There is no '%.200s' here. See /v1/chat/completions, "
-                      "/v1/completions, /v1/models, /health, /ready, /metrics.",
-                      http_path(ex));
-        api_fault_respond(&fault, ex);
-    } else if (!allows(route, http_method(ex))) {
-        api_fault_set(&fault, 405, NULL, "%s takes %s, not %.20s.", http_path(ex), route->methods,
-                      http_method(ex));
-        http_add_header(ex, "Allow", route->methods);
-        api_fault_respond(&fault, ex);
-    } else {
+    http_set_context(ex, visit);
+    add_request_id(ex, visit);
+    if (answer_cors(api, ex))
+        return;
+    const struct route *route = admit(api, ex, visit, &fault);
+    if (route)
         route->handle(api, ex);
-    }
+    else
+        api_fault_respond(&fault, ex);
+}
+
+/* One line for each request: who, what, how it ended, how long it took, tokens in and out. */
+static void log_access(const struct api *api, const struct http_exchange *ex,
+                       const struct visit *visit, enum http_end how)
+{
+    const char *trace = http_header(ex, "traceparent");
+    const struct generation *gen = visit->generation;
+
+    if (!trace)
+        trace = http_header(ex, "X-Amzn-Trace-Id");
+    log_info("%s %s \"%s %.200s\" %d%s %.1f ms, %d+%d tokens, id %s, trace %.200s", http_peer(ex),
+             visit->entered ? access_name(api->access, visit->ticket) : "-", http_method(ex),
+             http_path(ex), http_status(ex), how == HTTP_CLIENT_GONE ? " (client gone)" : "",
+             (double)(clock_us() - http_arrival_us(ex)) * 1e-3,
+             gen ? generation_prompt_tokens(gen) : 0, gen ? generation_completion_tokens(gen) : 0,
+             visit->request_id, trace ? trace : "-");
 }
 
 static void on_closed(void *arg, struct http_exchange *ex, enum http_end how)
 {
     struct api *api = arg;
+    struct visit *visit = http_context(ex);
 
-    if (how == HTTP_CLIENT_GONE)
-        log_debug("%s went away", http_peer(ex));
-    if (http_context(ex))
-        generations_closed(api->generations, ex);
+    if (api->options->access_log)
+        log_access(api, ex, visit, how);
+    if (visit->generation)
+        generation_closed(visit->generation);
+    if (visit->entered)
+        access_leave(api->access, visit->ticket);
+    free(visit);
 }
 
 /* What http.c refuses by itself, in the API's words. */

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "config/options.h"
+#include "server/access.h"
 #include "server/engine.h"
 #include "server/generation.h"
 #include "server/http.h"
@@ -23,6 +24,7 @@ struct api {
     struct engine *engine;
     struct metrics *metrics;
     struct generations *generations;
+    struct access *access;
     struct http_server *http;
     enum service_state state;
     int64_t started; /* unix seconds */

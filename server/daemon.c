@@ -130,6 +130,19 @@ static void on_signal(void *arg, int signum)
     http_drain(d->api.http);
 }
 
+/* Keys can change without a restart. */
+static void on_hangup_signal(void *arg, int signum)
+{
+    struct daemon *d = arg;
+    struct error err;
+
+    (void)signum;
+    if (access_reload(d->api.access, &err))
+        log_error("the API keys stay as they were: %s", err.message);
+    else
+        log_info("read the API keys again");
+}
+
 static void check_drained(struct daemon *d, int64_t now)
 {
     struct api_fault fault;
@@ -205,6 +218,13 @@ static struct http_server *listen_on(struct daemon *d)
 
 static void serve(struct daemon *d)
 {
+    struct error err;
+
+    d->api.access = access_new(d->api.options, &err);
+    if (!d->api.access) {
+        log_error("%s", err.message);
+        return;
+    }
     d->api.http = listen_on(d);
     if (!d->api.http)
         return;
@@ -216,6 +236,7 @@ static void serve(struct daemon *d)
     d->tick = loop_timer_start(d->loop, TICK_MS, TICK_MS, on_tick, d);
     loop_on_signal(d->loop, SIGTERM, on_signal, d);
     loop_on_signal(d->loop, SIGINT, on_signal, d);
+    loop_on_signal(d->loop, SIGHUP, on_hangup_signal, d);
 
     loop_run(d->loop);
 
@@ -244,6 +265,8 @@ int daemon_run(const struct options *options, const char *model_dir)
     d->loop = loop_new();
     d->wakeup = loop_wakeup_new(d->loop, on_wake, d);
     serve(d);
+    if (d->api.access)
+        access_free(d->api.access);
     loop_wakeup_free(d->wakeup);
     loop_free(d->loop);
     metrics_free(d->api.metrics);

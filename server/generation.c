@@ -435,14 +435,15 @@ static void generation_submit(struct generation *gen)
     }
 }
 
-int generations_start(struct generations *all, struct http_exchange *ex, struct api_params *params,
-                      struct prompt *prompts, int n_prompts, struct api_fault *fault)
+struct generation *generations_start(struct generations *all, struct http_exchange *ex,
+                                     struct api_params *params, struct prompt *prompts,
+                                     int n_prompts, struct api_fault *fault)
 {
     int64_t limit_us = all->options->request_timeout_s * 1000000;
 
     if (check_lengths(all, params, prompts, n_prompts, fault) ||
         check_queue(all, n_prompts * params->n, fault))
-        return -1;
+        return NULL;
     struct generation *gen = mem_zalloc(1, sizeof(*gen));
     gen->all = all;
     gen->ex = ex;
@@ -461,27 +462,33 @@ int generations_start(struct generations *all, struct http_exchange *ex, struct 
              params->kind == API_CHAT ? "chatcmpl" : "cmpl", (unsigned long long)clock_entropy(),
              (unsigned long long)clock_entropy());
     generation_link(all, gen);
-    http_set_context(ex, gen);
     generation_submit(gen);
     if (params->stream) {
         http_add_header(ex, "Cache-Control", "no-cache");
         http_add_header(ex, "X-Accel-Buffering", "no");
         http_stream_start(ex, 200, "text/event-stream");
     }
-    return 0;
+    return gen;
 }
 
-void generations_closed(struct generations *all, struct http_exchange *ex)
+void generation_closed(struct generation *gen)
 {
-    struct generation *gen = http_context(ex);
-
-    ASSERT(gen && gen->all == all);
     for (int i = 0; i < gen->n_choices; i++) {
         if (gen->choices[i].id)
             choice_count(&gen->choices[i], OUTCOME_ABORT);
         choice_detach(&gen->choices[i], true);
     }
     generation_free(gen);
+}
+
+int32_t generation_prompt_tokens(const struct generation *gen)
+{
+    return usage_of(gen).prompt_tokens;
+}
+
+int32_t generation_completion_tokens(const struct generation *gen)
+{
+    return usage_of(gen).completion_tokens;
 }
 
 /* ---- events ------------------------------------------------------------------------------- */

@@ -31,17 +31,24 @@ struct generations *generations_new(struct engine *engine, struct metrics *metri
                                     const char *model_name, const struct options *options);
 void generations_free(struct generations *all); /* none may be in flight */
 
-/* Starts a request with `n_prompts` prompts; the exchange's context becomes the generation. On
- * success params and prompts are taken over; on a fault (queue full: 429, too long: 400) they stay
- * the caller's. */
-int generations_start(struct generations *all, struct http_exchange *ex, struct api_params *params,
-                      struct prompt *prompts, int n_prompts, struct api_fault *fault);
+struct generation;
+
+/* Starts a request with `n_prompts` prompts. On success params and prompts are taken over; on a
+ * fault (queue full: 429, too long: 400) they stay the caller's and NULL is returned. */
+struct generation *generations_start(struct generations *all, struct http_exchange *ex,
+                                     struct api_params *params, struct prompt *prompts,
+                                     int n_prompts, struct api_fault *fault);
 
 /* An event of a sequence: admitted, token, cancelled. */
 void generations_handle(struct generations *all, const struct engine_event *event);
 
-/* The exchange that carries the generation is over (see http_callbacks.closed). */
-void generations_closed(struct generations *all, struct http_exchange *ex);
+/* The exchange that carries the generation is over (see http_callbacks.closed): cancels what is
+ * still open, and frees it. */
+void generation_closed(struct generation *gen);
+
+/* Tokens so far, for the access log. */
+int32_t generation_prompt_tokens(const struct generation *gen);
+int32_t generation_completion_tokens(const struct generation *gen);
 
 /* Several times a second: time limits, and comments on silent streams. */
 void generations_tick(struct generations *all);

@@ -84,6 +84,9 @@ int64_t http_arrival_us(const struct http_exchange *ex); /* clock_us when its he
 void http_set_context(struct http_exchange *ex, void *context);
 void *http_context(const struct http_exchange *ex);
 
+/* The status it was answered with; 0 before. */
+int http_status(const struct http_exchange *ex);
+
 /* Adds a header to the response; before http_respond or http_stream_start. Copied. Values with CR,
  * LF or NUL are dropped. */
 void http_add_header(struct http_exchange *ex, const char *name, const char *value);

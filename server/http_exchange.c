@@ -104,6 +104,11 @@ void *http_context(const struct http_exchange *ex)
     return ex->context;
 }
 
+int http_status(const struct http_exchange *ex)
+{
+    return ex->status;
+}
+
 /* ---- the response ---- */
 
 void http_add_header(struct http_exchange *ex, const char *name, const char *value)

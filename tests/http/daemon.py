@@ -101,7 +101,8 @@ class Server:
             raise AssertionError(f"the daemon does not answer:\n{self.log()}") from None
 
     def log(self) -> str:
-        return os.pread(self.log_file.fileno(), 1 << 20, 0).decode(errors="replace")
+        file = self.log_file.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     # ---- ending
 

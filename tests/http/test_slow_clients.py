@@ -25,6 +25,7 @@ def test_a_client_that_does_not_read_is_dropped(start) -> None:
         assert time.monotonic() < deadline
     assert most < 200_000
     assert server.metric('vllm:request_success_total{finished_reason="abort"}') == 1
+    assert server.metric("mlad_slow_clients_dropped_total") == 1
     assert server.generated() < 8000
     wait_until(server.is_idle, "nothing runs")
     with pytest.raises(ConnectionResetError):  # not an end that looks like a good one

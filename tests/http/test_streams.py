@@ -1,9 +1,11 @@
 """Streams on the wire: framing of server-sent events, arrival one by one, many at once."""
 
 import json
+import subprocess
+import sys
 
 import pytest
-from daemon import CHAT, COMPLETIONS, Server, in_parallel
+from daemon import CHAT, COMPLETIONS, ROOT, Server, in_parallel
 from prompts import PLAIN, token_ids
 
 QUESTION = [{"role": "user", "content": "What is mlad?"}]
@@ -99,6 +101,18 @@ def test_a_hundred_streams_are_not_mixed(server: Server) -> None:
     assert all(complete for _, complete in together)
     tokens = sum(request["max_tokens"] for request in requests)
     assert server.steps() - steps < tokens / 2
+
+
+def test_a_thousand_streams_are_all_complete(server: Server) -> None:
+    load = [ROOT / "tests/bench/stream_load.py", "--port", str(server.port)]
+    size = ["--streams", "1000", "--tokens", "4", "--alone", "5", "--repeat", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, *load, *size], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads(done.stdout)
+    assert (figures["streams"], figures["complete"]) == (1000, 1000)
+    assert server.is_idle()
 
 
 def test_a_connection_carries_on_after_a_stream(server: Server) -> None:
