@@ -239,7 +239,9 @@ static void version(struct api *api, struct http_exchange *ex)
 
 static void metrics(struct api *api, struct http_exchange *ex)
 {
-    struct metrics_now now = {.connections = http_connections(api->http),
+    struct metrics_now now = {.sequences =
+                                  engine_slots(api->engine) - engine_slots_free(api->engine),
+                              .connections = http_connections(api->http),
                               .exchanges = http_active(api->http) - 1, /* not this one */
                               .buffered_bytes = http_buffered(api->http),
                               .dropped_clients = http_dropped(api->http)};

@@ -189,15 +189,16 @@ static void write_histogram(const struct metrics *m, struct buffer *out, int whi
                   def->name, m->labels, (long long)total);
 }
 
-static void write_engine(const struct metrics *m, struct buffer *out)
+static void write_engine(const struct metrics *m, const struct metrics_now *now, struct buffer *out)
 {
     const struct engine_step *s = &m->step;
+    /* Also those that the engine has not taken from its queue yet. */
+    int32_t waiting = now->sequences > s->running ? now->sequences - s->running : 0;
     double used = s->pages ? (double)s->pages_used / s->pages : 0;
 
     write_value(m, out, "vllm:num_requests_running", "gauge", "Sequences in the running batch.",
                 s->running);
-    write_value(m, out, "vllm:num_requests_waiting", "gauge", "Sequences waiting to run.",
-                s->waiting);
+    write_value(m, out, "vllm:num_requests_waiting", "gauge", "Sequences waiting to run.", waiting);
     write_value(m, out, "vllm:kv_cache_usage_perc", "gauge",
                 "Share of the KV cache's pages in use, 0 to 1.", used);
     write_head(out, "vllm:cache_config_info", "gauge", "The KV cache's configuration.");
@@ -229,7 +230,7 @@ static void write_requests(const struct metrics *m, struct buffer *out)
 
 void metrics_write(const struct metrics *m, const struct metrics_now *now, struct buffer *out)
 {
-    write_engine(m, out);
+    write_engine(m, now, out);
     write_requests(m, out);
     for (int i = 0; i < N_HISTOGRAMS; i++)
         write_histogram(m, out, i);

@@ -62,6 +62,7 @@ void metrics_note_step(struct metrics *metrics, const struct engine_step *step);
 
 /* Values read when the page is written. */
 struct metrics_now {
+    int32_t sequences; /* in the engine or on their way to it */
     int connections;
     int exchanges;
     size_t buffered_bytes;

@@ -507,7 +507,9 @@ EXTRACT_VALUES: dict[str, dict[str, Callable[[random.Random], object]]] = {
         "user": lambda r: first_name(r).lower(),
     },
     "book": {
-        "title": lambda r: f"The {r.choice(ADJECTIVES).capitalize()} {r.choice(NOUNS).capitalize()}",
+        "title": lambda r: (
+            f"The {r.choice(ADJECTIVES).capitalize()} {r.choice(NOUNS).capitalize()}"
+        ),
         "author": full_name,
         "year": lambda r: r.randint(1900, 2029),
         "pages": lambda r: r.randint(50, 999),
@@ -972,7 +974,8 @@ TOOLS_FOOTER = (
     "{{additional_tool_calls}}"
     f"{CALLS_END}\n\nWhere:\n\n"
     "- `tool_call_name` must be an exact match to one of the available tools\n"
-    "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+    "- `tool_call_arguments` must be valid JSON that strictly follows "
+    "the tool's Parameters Schema\n"
     "- For multiple tool calls, chain them directly without separators or spaces\n"
 )
 NO_TOOL = "None of my tools can do that."

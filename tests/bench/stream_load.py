@@ -26,6 +26,7 @@ import re
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,37 +42,37 @@ class Stream:
     outcome: str = "lost"  # until it is complete
 
 
-def request(stream: Stream, tokens: int) -> bytes:
-    rng = stream.number
-    prompt = " ".join(
-        WORDS[(rng * 7 + i * (rng % 5 + 1)) % len(WORDS)] for i in range(rng % 30 + 1)
-    )
+def request(number: int, tokens: int, words: int) -> bytes:
+    """A request of the stream's own: another prompt length, another seed."""
+    stride = number % 5 + 1
+    indices = [(number * 7 + i * stride) % len(WORDS) for i in range(number % words + 1)]
     fields = {
-        "prompt": prompt,
+        "prompt": " ".join(WORDS[i] for i in indices),
         "max_tokens": tokens,
         "ignore_eos": True,
         "temperature": 5,
-        "seed": stream.number,
+        "seed": number,
         "stream": True,
     }
     body = json.dumps(fields).encode()
-    return (
-        b"POST /v1/completions HTTP/1.1\r\nHost: mlad\r\nContent-Type: application/json\r\n"
-        b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-    ) + body
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: mlad\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 class Client(asyncio.Protocol):
     """Notes when events come; what they say is read when the stream is over."""
 
-    def __init__(self, stream: Stream, tokens: int) -> None:
-        self.stream, self.tokens = stream, tokens
+    def __init__(self, stream: Stream, message: bytes) -> None:
+        self.stream, self.message = stream, message
         self.received = bytearray()
         self.over = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.stream.started = time.monotonic()
-        transport.write(request(self.stream, self.tokens))
+        transport.write(self.message)
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
@@ -98,19 +99,19 @@ def read_answer(client: Client) -> None:
     data = [event.removeprefix("data: ") for event in events if event.startswith("data: ")]
     chunks = [json.loads(event) for event in data if event != "[DONE]"]
     stream.text = "".join(c["text"] for chunk in chunks for c in chunk.get("choices", []))
-    ended = any(c["finish_reason"] == "length" for chunk in chunks[-1:] for c in chunk["choices"])
+    ended = any(
+        c["finish_reason"] == "length" for chunk in chunks[-1:] for c in chunk.get("choices", [])
+    )
     complete = data[-1:] == ["[DONE]"] and ended and client.received.endswith(b"0\r\n\r\n")
     stream.outcome = "complete" if complete else "broken"
 
 
-async def run_streams(port: int, numbers: list[int], tokens: int) -> list[Stream]:
+async def run_streams(args: argparse.Namespace, numbers: Iterable[int]) -> list[Stream]:
     loop = asyncio.get_running_loop()
     clients = []
     for number in numbers:
-        stream = Stream(number)
-        _, client = await loop.create_connection(
-            lambda stream=stream: Client(stream, tokens), "127.0.0.1", port
-        )
+        client = Client(Stream(number), request(number, args.tokens, args.words))
+        await loop.create_connection(lambda client=client: client, "127.0.0.1", args.port)
         clients.append(client)
     await asyncio.gather(*(client.over for client in clients))
     for client in clients:
@@ -167,10 +168,11 @@ def milliseconds(values: list[float]) -> dict[str, float]:
     return {f"p{p}_ms": round(percentile(values, p) * 1000, 2) for p in (50, 99)}
 
 
-def measure(port: int, pid: int | None, count: int, tokens: int) -> tuple[list[Stream], dict]:
+def measure(args: argparse.Namespace) -> tuple[list[Stream], dict]:
+    port, pid = args.port, args.pid
     before, cpu_before = metrics(port), thread_cpu_s(pid) if pid else (0, 0)
     client_cpu, began = time.process_time(), time.monotonic()
-    streams = asyncio.run(run_streams(port, list(range(count)), tokens))
+    streams = asyncio.run(run_streams(args, range(args.streams)))
     wall_s = max((s.arrivals[-1] for s in streams if s.arrivals), default=began) - began
     client_cpu = time.process_time() - client_cpu
     after, cpu_after = metrics(port), thread_cpu_s(pid) if pid else (0, 0)
@@ -181,7 +183,7 @@ def measure(port: int, pid: int | None, count: int, tokens: int) -> tuple[list[S
     made = int(grown["vllm:generation_tokens_total"])
     step_s, steps = grown["mlad_step_seconds_sum"], int(grown["mlad_step_seconds_count"])
     figures = {
-        "streams": count,
+        "streams": args.streams,
         "complete": sum(s.outcome == "complete" for s in streams),
         "tokens": made,
         "events": events,
@@ -220,6 +222,7 @@ def main() -> int:
     parser.add_argument("--pid", type=int, help="of the server: also measure its CPU and memory")
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=64, help="of each stream")
+    parser.add_argument("--words", type=int, default=30, help="of the longest prompt")
     parser.add_argument("--alone", type=int, default=20, help="streams first run by themselves")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON object a run")
@@ -227,9 +230,9 @@ def main() -> int:
 
     known, problems = {}, []
     for number in range(0, args.streams, max(1, args.streams // max(args.alone, 1))):
-        problems += check(asyncio.run(run_streams(args.port, [number], args.tokens)), known)
+        problems += check(asyncio.run(run_streams(args, [number])), known)
     for _ in range(args.repeat):
-        streams, figures = measure(args.port, args.pid, args.streams, args.tokens)
+        streams, figures = measure(args)
         problems += check(streams, known)
         if args.json:
             print(json.dumps(figures))

@@ -16,9 +16,8 @@ def server(start) -> Server:
 
 
 def check_cancelled(server: Server, sequences: int, endless: int = 8000) -> None:
-    # The engine has heard of all cancellations before it hears of this.
-    assert server.text(prompt="One", max_tokens=3, ignore_eos=True)
     wait_until(server.is_idle, "nothing runs or waits and no page is held")
+    assert server.text(prompt="One", max_tokens=3, ignore_eos=True)
     generated, steps = server.generated(), server.steps()
     time.sleep(0.3)
     assert (server.generated(), server.steps()) == (generated, steps)

@@ -105,9 +105,9 @@ def test_a_hundred_streams_are_not_mixed(server: Server) -> None:
 
 def test_a_thousand_streams_are_all_complete(server: Server) -> None:
     load = [ROOT / "tests/bench/stream_load.py", "--port", str(server.port)]
-    size = ["--streams", "1000", "--tokens", "4", "--alone", "5", "--repeat", "1", "--json"]
+    size = ["--streams", "1000", "--tokens", "4", "--words", "3", "--alone", "5", "--repeat", "1"]
     done = subprocess.run(
-        [sys.executable, *load, *size], capture_output=True, text=True, check=False
+        [sys.executable, *load, *size, "--json"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads(done.stdout)

@@ -380,7 +380,7 @@ def dequantised(folder: Path, cfg: dict, into: Path) -> Path:
     """Write the FP8 checkpoint's bytes out as an fp32 checkpoint.
 
     transformers 5.17 can do this itself, but divides a matrix evenly over its scales (160 rows and
-    2 scales: 80 and 80), where DeepSeek's blocks are 128 and the last one is cut short (128 and 32).
+    2 scales: 80 and 80), where DeepSeek's blocks are 128 and the last is cut short (128 and 32).
     """
     tensors: Tensors = {}
     for file in folder.glob("*.safetensors"):
