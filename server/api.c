@@ -5,8 +5,6 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "server/api_error.h"
-#include "server/api_params.h"
-#include "server/api_prompt.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,6 +27,13 @@ struct visit {
     bool entered; /* the ticket is valid */
     char request_id[REQUEST_ID_MAX + 1];
 };
+
+static void respond_fault(struct http_exchange *ex, const struct api_fault *fault)
+{
+    struct answer answer = answer_to_http(ex);
+
+    api_fault_respond(fault, &answer);
+}
 
 /* ---- generation --------------------------------------------------------------------------- */
 
@@ -62,104 +67,34 @@ static int check_content_type(const struct http_exchange *ex, struct api_fault *
                          type);
 }
 
-/* An absent or empty model means the one that is served. */
-static int check_model(const struct api *api, const struct json *body, struct api_fault *fault)
+static void generate(struct api *api, struct http_exchange *ex, api_kind_of kind_of)
 {
-    const struct json *model = json_get(body, "model");
-
-    if (!model || json_type(model) == JSON_NULL)
-        return 0;
-    if (!json_is(model, JSON_STRING))
-        return api_fault_set(fault, 400, "model", "'model' must be a string, not %s.",
-                             json_type_name(model));
-    if (!*json_string(model) || strcmp(json_string(model), api->model_name) == 0)
-        return 0;
-    api_fault_set(fault, 404, "model", "The model '%.200s' does not exist; this server has '%s'.",
-                  json_string(model), api->model_name);
-    fault->code = "model_not_found";
-    return -1;
-}
-
-static int start_generation(struct api *api, struct http_exchange *ex, const struct json *body,
-                            enum api_kind kind, struct api_fault *fault)
-{
-    const struct engine_model *model = engine_model(api->engine);
-    struct api_params params;
-    struct prompt *prompts;
-    int n_prompts;
-
-    if (check_model(api, body, fault) ||
-        api_params_parse(&params, body, kind, &model->config, fault))
-        return -1;
-    if (api_prompts_parse(body, &params, model, &prompts, &n_prompts, fault)) {
-        api_params_free(&params);
-        return -1;
-    }
     struct visit *visit = http_context(ex);
-    visit->generation = generations_start(api->generations, ex, &params, prompts, n_prompts, fault);
-    if (!visit->generation) {
-        prompts_free(prompts, n_prompts);
-        api_params_free(&params);
-        return -1;
-    }
-    return 0;
-}
-
-/* `kind_of` picks the API by the body. */
-static void generate(struct api *api, struct http_exchange *ex,
-                     enum api_kind (*kind_of)(const struct json *body))
-{
     struct api_fault fault;
-    struct error err;
     size_t len;
     const char *text = http_body(ex, &len);
 
-    if (check_serving(api, &fault) || check_content_type(ex, &fault)) {
-        api_fault_respond(&fault, ex);
-        return;
-    }
-    struct json *body = json_parse(text, len, &err);
-    if (!body)
-        api_fault_set(&fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
-    else if (!json_is(body, JSON_OBJECT))
-        api_fault_set(&fault, 400, NULL, "The body must be a JSON object, not %s.",
-                      json_type_name(body));
-    if (!json_is(body, JSON_OBJECT) || start_generation(api, ex, body, kind_of(body), &fault))
-        api_fault_respond(&fault, ex);
-    json_free(body);
-}
-
-static enum api_kind always_chat(const struct json *body)
-{
-    (void)body;
-    return API_CHAT;
-}
-
-static enum api_kind always_completion(const struct json *body)
-{
-    (void)body;
-    return API_COMPLETION;
-}
-
-static enum api_kind by_fields(const struct json *body)
-{
-    return json_get(body, "messages") ? API_CHAT : API_COMPLETION;
+    if (check_serving(api, &fault) == 0 && check_content_type(ex, &fault) == 0)
+        visit->generation =
+            api_generate_text(&api->service, text, len, kind_of, answer_to_http(ex), &fault);
+    if (!visit->generation)
+        respond_fault(ex, &fault);
 }
 
 static void chat_completions(struct api *api, struct http_exchange *ex)
 {
-    generate(api, ex, always_chat);
+    generate(api, ex, api_always_chat);
 }
 
 static void completions(struct api *api, struct http_exchange *ex)
 {
-    generate(api, ex, always_completion);
+    generate(api, ex, api_always_completion);
 }
 
 /* SageMaker's one path for inference. */
 static void invocations(struct api *api, struct http_exchange *ex)
 {
-    generate(api, ex, by_fields);
+    generate(api, ex, api_by_fields);
 }
 
 /* ---- state -------------------------------------------------------------------------------- */
@@ -183,10 +118,10 @@ static void ready(struct api *api, struct http_exchange *ex)
 
 static void write_model(const struct api *api, struct buffer *out)
 {
-    const struct engine_model *model = engine_model(api->engine);
+    const struct engine_model *model = engine_model(api->service.engine);
 
     buffer_append_str(out, "{\"id\":");
-    json_write_string(out, api->model_name, -1);
+    json_write_string(out, api->service.model_name, -1);
     buffer_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"mlad\",\"root\":",
                   (long long)api->started);
     json_write_string(out, api->model_dir, -1);
@@ -214,13 +149,13 @@ static void model_by_name(struct api *api, struct http_exchange *ex)
     struct api_fault fault;
     struct buffer out;
 
-    if (strcmp(name, api->model_name) != 0) {
+    if (strcmp(name, api->service.model_name) != 0) {
         api_fault_set(&fault, 404, "model",
                       "The model '%.200s' does not exist; this server has "
                       "'%s'.",
-                      name, api->model_name);
+                      name, api->service.model_name);
         fault.code = "model_not_found";
-        api_fault_respond(&fault, ex);
+        respond_fault(ex, &fault);
         return;
     }
     buffer_init(&out, PAGE_MAX);
@@ -239,8 +174,8 @@ static void version(struct api *api, struct http_exchange *ex)
 
 static void metrics(struct api *api, struct http_exchange *ex)
 {
-    struct metrics_now now = {.sequences =
-                                  engine_slots(api->engine) - engine_slots_free(api->engine),
+    struct metrics_now now = {.sequences = engine_slots(api->service.engine) -
+                                           engine_slots_free(api->service.engine),
                               .connections = http_connections(api->http),
                               .exchanges = http_active(api->http) - 1, /* not this one */
                               .buffered_bytes = http_buffered(api->http),
@@ -371,7 +306,7 @@ static void on_request(void *arg, struct http_exchange *ex)
     if (route)
         route->handle(api, ex);
     else
-        api_fault_respond(&fault, ex);
+        respond_fault(ex, &fault);
 }
 
 /* One line for each request: who, what, how it ended, how long it took, tokens in and out. */

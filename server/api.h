@@ -4,8 +4,7 @@
 
 #include "config/options.h"
 #include "server/access.h"
-#include "server/engine.h"
-#include "server/generation.h"
+#include "server/api_generate.h"
 #include "server/http.h"
 #include "server/metrics.h"
 
@@ -19,11 +18,9 @@ enum service_state {
 
 struct api {
     const struct options *options;
-    const char *model_name;
     const char *model_dir;
-    struct engine *engine;
+    struct api_service service;
     struct metrics *metrics;
-    struct generations *generations;
     struct access *access;
     struct http_server *http;
     enum service_state state;

@@ -53,7 +53,7 @@ void api_fault_write(const struct api_fault *fault, struct buffer *out)
         buffer_append_str(out, ",\"code\":null}}");
 }
 
-void api_fault_respond(const struct api_fault *fault, struct http_exchange *ex)
+void api_fault_respond(const struct api_fault *fault, const struct answer *answer)
 {
     struct buffer body;
     char seconds[16];
@@ -62,8 +62,8 @@ void api_fault_respond(const struct api_fault *fault, struct http_exchange *ex)
     api_fault_write(fault, &body);
     if (fault->retry_after_s) {
         snprintf(seconds, sizeof(seconds), "%d", fault->retry_after_s);
-        http_add_header(ex, "Retry-After", seconds);
+        answer->ops->add_header(answer->to, "Retry-After", seconds);
     }
-    http_respond(ex, fault->status, "application/json", body.data, body.len);
+    answer->ops->respond(answer->to, fault->status, "application/json", body.data, body.len);
     buffer_free(&body);
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "base/buffer.h"
-#include "server/http.h"
+#include "server/answer.h"
 
 /* One refusal. `type` and `code` point to constants; `param` may be empty. */
 struct api_fault {
@@ -22,5 +22,5 @@ int api_fault_set(struct api_fault *fault, int status, const char *param, const 
 /* {"error":{"message":…,"type":…,"param":…,"code":…}} */
 void api_fault_write(const struct api_fault *fault, struct buffer *out);
 
-/* Answers the exchange with the fault. */
-void api_fault_respond(const struct api_fault *fault, struct http_exchange *ex);
+/* Answers with the fault. */
+void api_fault_respond(const struct api_fault *fault, const struct answer *answer);

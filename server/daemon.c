@@ -51,7 +51,7 @@ static void on_failed(struct daemon *d, const struct engine_event *event)
     d->exit_status = 1;
     d->exit_at_us = clock_us() + FAILED_LINGER_MS * 1000;
     api_fault_set(&fault, 500, NULL, "The server failed: %s", event->error.message);
-    generations_fail_all(d->api.generations, &fault);
+    generations_fail_all(d->api.service.generations, &fault);
 }
 
 static void on_ready(struct daemon *d)
@@ -87,11 +87,11 @@ static void handle_event(struct daemon *d, const struct engine_event *event)
         if (d->n_unsettled == MAX_UNSETTLED)
             on_settled(d);
         d->sampled_us[d->n_unsettled++] = event->time_us;
-        generations_handle(d->api.generations, event);
+        generations_handle(d->api.service.generations, event);
         break;
     case ENGINE_ADMITTED:
     case ENGINE_CANCELLED:
-        generations_handle(d->api.generations, event);
+        generations_handle(d->api.service.generations, event);
         break;
     }
 }
@@ -103,7 +103,7 @@ static void on_wake(void *arg)
     size_t n;
 
     http_batch_begin(d->api.http);
-    while ((n = engine_poll(d->api.engine, d->events, EVENTS_AT_ONCE)) > 0)
+    while ((n = engine_poll(d->api.service.engine, d->events, EVENTS_AT_ONCE)) > 0)
         for (size_t i = 0; i < n; i++)
             handle_event(d, &d->events[i]);
     http_batch_end(d->api.http);
@@ -151,9 +151,9 @@ static void check_drained(struct daemon *d, int64_t now)
         loop_stop(d->loop);
     } else if (now >= d->drain_until_us) {
         log_warning("%d requests did not finish within the drain time",
-                    generations_active(d->api.generations));
+                    generations_active(d->api.service.generations));
         api_fault_set(&fault, 503, NULL, "The server shut down before the request was finished.");
-        generations_fail_all(d->api.generations, &fault);
+        generations_fail_all(d->api.service.generations, &fault);
         d->api.state = SERVICE_FAILED;
         d->exit_at_us = now + FAILED_LINGER_MS * 1000;
     }
@@ -167,7 +167,7 @@ static void on_tick(void *arg)
     d->last_tick_us = now;
     metrics_observe(d->api.metrics, HIST_LOOP_LAG, late > 0 ? (double)late * 1e-6 : 0);
     http_batch_begin(d->api.http);
-    generations_tick(d->api.generations);
+    generations_tick(d->api.service.generations);
     http_batch_end(d->api.http);
     if (d->api.state == SERVICE_DRAINING)
         check_drained(d, now);
@@ -229,9 +229,9 @@ static void serve(struct daemon *d)
     if (!d->api.http)
         return;
     d->exit_status = 0;
-    d->api.engine = engine_start(d->api.options, d->api.model_dir, wake, d);
-    d->api.generations =
-        generations_new(d->api.engine, d->api.metrics, d->model_name, d->api.options);
+    d->api.service.engine = engine_start(d->api.options, d->api.model_dir, wake, d);
+    d->api.service.generations =
+        generations_new(d->api.service.engine, d->api.metrics, d->model_name, d->api.options);
     d->last_tick_us = clock_us();
     d->tick = loop_timer_start(d->loop, TICK_MS, TICK_MS, on_tick, d);
     loop_on_signal(d->loop, SIGTERM, on_signal, d);
@@ -242,8 +242,8 @@ static void serve(struct daemon *d)
 
     loop_timer_stop(d->tick);
     http_stop(d->api.http);
-    generations_free(d->api.generations);
-    engine_stop(d->api.engine);
+    generations_free(d->api.service.generations);
+    engine_stop(d->api.service.engine);
 }
 
 int daemon_run(const struct options *options, const char *model_dir)
@@ -256,7 +256,7 @@ int daemon_run(const struct options *options, const char *model_dir)
     d->model_name = model_name_of(options, model_dir);
     d->api = (struct api){
         .options = options,
-        .model_name = d->model_name,
+        .service.model_name = d->model_name,
         .model_dir = model_dir,
         .metrics = metrics_new(d->model_name),
         .state = SERVICE_LOADING,

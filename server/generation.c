@@ -38,7 +38,7 @@ struct choice {
 struct generation {
     struct generations *all;
     struct generation *next, **link; /* list of all in flight */
-    struct http_exchange *ex;
+    struct answer answer;
     struct api_params params;
     struct prompt *prompts;
     int n_prompts;
@@ -253,7 +253,7 @@ static void stream_scratch(struct generation *gen)
     struct buffer *scratch = &gen->all->scratch;
 
     gen->last_write_us = clock_us();
-    http_stream_write(gen->ex, scratch->data, scratch->len);
+    gen->answer.ops->stream_write(gen->answer.to, scratch->data, scratch->len);
 }
 
 /* Sends what the choice has gathered since its last chunk. */
@@ -291,7 +291,7 @@ static void complete_stream(struct generation *gen)
         reply_write_usage_chunk(&gen->all->scratch, &head, &usage);
     buffer_append_str(&gen->all->scratch, "data: [DONE]\n\n");
     stream_scratch(gen);
-    http_stream_end(gen->ex);
+    gen->answer.ops->stream_end(gen->answer.to);
 }
 
 static void complete_whole(struct generation *gen)
@@ -310,8 +310,8 @@ static void complete_whole(struct generation *gen)
     reply_end(out, &usage);
     snprintf(elapsed_ms, sizeof(elapsed_ms), "%lld",
              (long long)(clock_us() - gen->arrival_us) / 1000);
-    http_add_header(gen->ex, "openai-processing-ms", elapsed_ms);
-    http_respond(gen->ex, 200, "application/json", out->data, out->len);
+    gen->answer.ops->add_header(gen->answer.to, "openai-processing-ms", elapsed_ms);
+    gen->answer.ops->respond(gen->answer.to, 200, "application/json", out->data, out->len);
 }
 
 static void complete(struct generation *gen)
@@ -338,7 +338,7 @@ static void fail(struct generation *gen, const struct api_fault *fault,
     }
     gen->answered = true;
     if (!gen->params.stream) {
-        api_fault_respond(fault, gen->ex);
+        api_fault_respond(fault, &gen->answer);
         return;
     }
     buffer_clear(out);
@@ -346,7 +346,7 @@ static void fail(struct generation *gen, const struct api_fault *fault,
     api_fault_write(fault, out);
     buffer_append_str(out, "\n\n");
     stream_scratch(gen);
-    http_stream_abort(gen->ex);
+    gen->answer.ops->stream_abort(gen->answer.to);
 }
 
 /* ---- start and end ------------------------------------------------------------------------ */
@@ -435,7 +435,7 @@ static void generation_submit(struct generation *gen)
     }
 }
 
-struct generation *generations_start(struct generations *all, struct http_exchange *ex,
+struct generation *generations_start(struct generations *all, struct answer answer,
                                      struct api_params *params, struct prompt *prompts,
                                      int n_prompts, struct api_fault *fault)
 {
@@ -446,14 +446,14 @@ struct generation *generations_start(struct generations *all, struct http_exchan
         return NULL;
     struct generation *gen = mem_zalloc(1, sizeof(*gen));
     gen->all = all;
-    gen->ex = ex;
+    gen->answer = answer;
     gen->params = *params;
     gen->prompts = prompts;
     gen->n_prompts = n_prompts;
     gen->n_choices = n_prompts * params->n;
     gen->choices = mem_zalloc((size_t)gen->n_choices, sizeof(*gen->choices));
     gen->created = clock_unix_s();
-    gen->arrival_us = http_arrival_us(ex);
+    gen->arrival_us = answer.arrival_us;
     gen->last_write_us = clock_us();
     if (params->timeout_us && (!limit_us || params->timeout_us < limit_us))
         limit_us = params->timeout_us;
@@ -464,9 +464,9 @@ struct generation *generations_start(struct generations *all, struct http_exchan
     generation_link(all, gen);
     generation_submit(gen);
     if (params->stream) {
-        http_add_header(ex, "Cache-Control", "no-cache");
-        http_add_header(ex, "X-Accel-Buffering", "no");
-        http_stream_start(ex, 200, "text/event-stream");
+        answer.ops->add_header(answer.to, "Cache-Control", "no-cache");
+        answer.ops->add_header(answer.to, "X-Accel-Buffering", "no");
+        answer.ops->stream_start(answer.to, 200, "text/event-stream");
     }
     return gen;
 }
@@ -569,7 +569,7 @@ static void tick_one(struct generation *gen, int64_t now)
     if (gen->params.stream &&
         now - gen->last_write_us >= gen->all->options->keep_alive_interval_s * 1000000) {
         gen->last_write_us = now;
-        http_stream_write(gen->ex, comment, sizeof(comment) - 1);
+        gen->answer.ops->stream_write(gen->answer.to, comment, sizeof(comment) - 1);
     }
 }
 

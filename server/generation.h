@@ -1,7 +1,7 @@
 /* Generation requests in flight: from checked parameters and token ids to the HTTP answer.
  *
- * A generation is one HTTP exchange with one or more choices, each a sequence of the engine's. It
- * lives until its exchange is closed:
+ * A generation is one request with one or more choices, each a sequence of the engine's, and one
+ * answer (an HTTP exchange, say). It lives until the owner of the answer closes it:
  *
  *     start ----> OPEN --------- last choice finished: complete -------> ANSWERED --closed--> freed
  *                  |  '--- timeout, engine failure, drain: fail ------------^
@@ -14,7 +14,6 @@
 #include "server/api_error.h"
 #include "server/api_params.h"
 #include "server/engine.h"
-#include "server/http.h"
 #include "server/metrics.h"
 
 struct generations; /* all that are in flight */
@@ -35,15 +34,15 @@ struct generation;
 
 /* Starts a request with `n_prompts` prompts. On success params and prompts are taken over; on a
  * fault (queue full: 429, too long: 400) they stay the caller's and NULL is returned. */
-struct generation *generations_start(struct generations *all, struct http_exchange *ex,
+struct generation *generations_start(struct generations *all, struct answer answer,
                                      struct api_params *params, struct prompt *prompts,
                                      int n_prompts, struct api_fault *fault);
 
 /* An event of a sequence: admitted, token, cancelled. */
 void generations_handle(struct generations *all, const struct engine_event *event);
 
-/* The exchange that carries the generation is over (see http_callbacks.closed): cancels what is
- * still open, and frees it. */
+/* The answer is complete, or nobody wants it any more: cancels what is still open, and frees the
+ * generation. Every generation that was started is closed once. */
 void generation_closed(struct generation *gen);
 
 /* Tokens so far, for the access log. */
