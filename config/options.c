@@ -191,8 +191,31 @@ static const char *from_environment(const struct option *opt)
     return getenv(name);
 }
 
+/* What a platform's own variables mean; MLAD_* wins over them. */
+static const struct {
+    const char *variable, *option;
+    const char *value; /* NULL: the variable's */
+} platform[] = {
+    {"SAGEMAKER_BIND_TO_PORT", "port", NULL},
+    {"SAGEMAKER_BIND_TO_PORT", "host", "0.0.0.0"},
+};
+
+static int load_platform(struct options *options, struct error *err)
+{
+    for (size_t i = 0; i < sizeof(platform) / sizeof(platform[0]); i++) {
+        const char *value = getenv(platform[i].variable);
+        if (value && platform[i].value)
+            value = platform[i].value;
+        if (value && set(options, find(platform[i].option, strlen(platform[i].option)), value, err))
+            return error_prefix(err, "%s", platform[i].variable);
+    }
+    return 0;
+}
+
 static int load_environment(struct options *options, struct error *err)
 {
+    if (load_platform(options, err))
+        return -1;
     for (int i = 0; i < N_OPTIONS; i++) {
         const char *value = from_environment(&table[i]);
         if (value && set(options, &table[i], value, err))

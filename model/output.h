@@ -54,9 +54,9 @@ int output_format_marker_ids(const struct output_format *format, const struct to
                              int32_t ids[OUTPUT_MAX_MARKERS]);
 
 /* How a call begins, for a request that must have one: up to the arguments of the function `name`
- * or, when that is NULL, up to the name. Appends tokens, to generate from, and the text of the same,
- * to push into the parser first. -1 with a message when the format has no calls or the list's bound
- * is passed. */
+ * or, when that is NULL, up to the name. Appends tokens, to generate from, and the text of the
+ * same, to push into the parser first. -1 with a message when the format has no calls or the list's
+ * bound is passed. */
 int output_force_call(const struct output_format *format, const struct tokenizer *tok,
                       const char *name, struct token_list *tokens, struct buffer *text,
                       struct error *err);

@@ -1,6 +1,5 @@
 #include "model/output_format.h"
 
-#include "base/panic.h"
 #include "model/markers.h"
 
 #include <string.h>
@@ -91,12 +90,11 @@ static bool is_of(const struct output_format *format, const struct tokenizer *to
 
 const struct output_format *output_format_find(const struct tokenizer *tok)
 {
-    int i = 0;
+    const struct output_format *format = formats;
 
-    while (!is_of(&formats[i], tok))
-        i++;
-    ASSERT(i < N_FORMATS);
-    return &formats[i];
+    while (!is_of(format, tok)) /* the last one fits all */
+        format++;
+    return format;
 }
 
 const struct output_format *output_format_by_name(const char *name)
@@ -144,9 +142,8 @@ static int add_part(const struct tokenizer *tok, const char *part, enum encode_m
 }
 
 /* The name is text only: no name that a client invents becomes a marker. */
-static int add_name(const struct call_syntax *syntax, const struct tokenizer *tok,
-                    const char *name, struct token_list *tokens, struct buffer *text,
-                    struct error *err)
+static int add_name(const struct call_syntax *syntax, const struct tokenizer *tok, const char *name,
+                    struct token_list *tokens, struct buffer *text, struct error *err)
 {
     struct buffer id;
 

@@ -9,11 +9,25 @@ static const char KEY_BEGIN[] = "<arg_key>", KEY_END[] = "</arg_key>";
 static const char VALUE_BEGIN[] = "<arg_value>", VALUE_END[] = "</arg_value>";
 static const char CALL_END[] = "</tool_call>";
 
-enum { VALUE_MAX = 1 << 28 };
+enum { HELD_MAX = 1 << 28 };
 
-void pairs_init(struct pairs *pairs, const struct json *parameters)
+void pairs_init(struct pairs *pairs)
 {
-    *pairs = (struct pairs){.state = PAIRS_OUTSIDE, .parameters = parameters};
+    *pairs = (struct pairs){0};
+    buffer_init(&pairs->held, HELD_MAX);
+}
+
+void pairs_free(struct pairs *pairs)
+{
+    buffer_free(&pairs->held);
+}
+
+void pairs_begin(struct pairs *pairs, const struct json *parameters)
+{
+    pairs->state = PAIRS_OUTSIDE;
+    pairs->parameters = parameters;
+    pairs->any = false;
+    buffer_clear(&pairs->held);
 }
 
 /* Writes text as the inside of a JSON string. */
@@ -21,32 +35,63 @@ static void write_inside(struct buffer *out, const char *text, size_t len)
 {
     struct buffer quoted;
 
-    buffer_init(&quoted, VALUE_MAX);
+    buffer_init(&quoted, SIZE_MAX);
     json_write_string(&quoted, text, (long)len);
     buffer_append(out, quoted.data + 1, quoted.len - 2);
     buffer_free(&quoted);
 }
 
-static bool is_string(const struct pairs *pairs, const char *key)
+static void write_without_space(struct buffer *out, const char *text, size_t len)
 {
-    const struct json *property = json_get(json_get(pairs->parameters, "properties"), key);
-    const struct json *type = json_get(property, "type");
+    for (size_t i = 0; i < len; i++)
+        if (space_prefix(text + i, 1) == 0)
+            buffer_append(out, text + i, 1);
+}
+
+static const char *held_text(struct pairs *pairs)
+{
+    buffer_append_str(&pairs->held, ""); /* terminates an empty one */
+    return pairs->held.data;
+}
+
+static bool key_is_string(struct pairs *pairs)
+{
+    const struct json *properties = json_get(pairs->parameters, "properties");
+    const struct json *type = json_get(json_get(properties, held_text(pairs)), "type");
 
     return json_is(type, JSON_STRING) && strcmp(json_string(type), "string") == 0;
 }
 
-/* Between pairs. */
+static void write_key(struct pairs *pairs, struct buffer *out)
+{
+    buffer_append_str(out, pairs->any ? ", \"" : "{\"");
+    write_inside(out, held_text(pairs), pairs->held.len);
+    pairs->any = true;
+}
+
+/* Writes a whole value of no known type. */
+static void write_value(struct pairs *pairs, struct buffer *out)
+{
+    struct error err;
+    struct json *value = json_parse(held_text(pairs), pairs->held.len, &err);
+
+    if (value)
+        buffer_append(out, pairs->held.data, pairs->held.len);
+    else
+        json_write_string(out, pairs->held.data, (long)pairs->held.len);
+    json_free(value);
+}
+
+/* ---- states: each uses up some of the text, or waits for more (0) ---------------------------- */
+
 static size_t read_outside(struct pairs *pairs, const char *text, size_t len, bool final,
                            struct buffer *out, bool *ended)
 {
     const char *const markers[] = {KEY_BEGIN, CALL_END};
-    size_t space = space_prefix(text, len);
     int found;
-
-    if (space > 0)
-        return space;
     size_t plain = marker_scan(text, len, markers, 2, final, &found);
-    buffer_append(out, text, plain);
+
+    write_without_space(out, text, plain);
     if (found < 0)
         return plain;
     if (found == 0) {
@@ -62,63 +107,39 @@ static size_t read_key(struct pairs *pairs, const char *text, size_t len, bool f
                        struct buffer *out)
 {
     const char *const markers[] = {KEY_END};
-    struct buffer key;
     int found;
-    size_t size = marker_scan(text, len, markers, 1, final, &found);
+    size_t plain = marker_scan(text, len, markers, 1, final, &found);
 
-    if (found < 0 && !final)
-        return 0;
-    buffer_append_str(out, pairs->any ? ", \"" : "{\"");
-    write_inside(out, text, size);
-    pairs->any = true;
+    buffer_append(&pairs->held, text, plain);
     if (found < 0)
-        return size;
+        return plain;
+    write_key(pairs, out);
     buffer_append_str(out, "\": ");
-    buffer_init(&key, VALUE_MAX);
-    buffer_append(&key, text, size);
-    buffer_append_str(&key, ""); /* terminates an empty one */
-    pairs->is_string = is_string(pairs, key.data);
-    buffer_free(&key);
+    pairs->is_string = key_is_string(pairs);
+    buffer_clear(&pairs->held);
     pairs->state = PAIRS_BEFORE_VALUE;
-    return size + strlen(KEY_END);
+    return plain + strlen(KEY_END);
 }
 
-/* Between a key and its value. */
 static size_t read_before_value(struct pairs *pairs, const char *text, size_t len, bool final,
                                 struct buffer *out)
 {
     const char *const markers[] = {VALUE_BEGIN, CALL_END};
-    size_t space = space_prefix(text, len);
     int found;
-
-    if (space > 0)
-        return space;
     size_t plain = marker_scan(text, len, markers, 2, final, &found);
-    buffer_append(out, text, plain);
+
+    write_without_space(out, text, plain);
     if (found == 0) {
         if (pairs->is_string)
             buffer_append_str(out, "\"");
         pairs->state = PAIRS_VALUE;
         return plain + strlen(VALUE_BEGIN);
     }
-    if (found == 1) { /* no value */
+    if (found == 1) { /* a key without a value, and the end */
         buffer_append_str(out, "null");
         pairs->state = PAIRS_OUTSIDE;
     }
     return plain;
-}
-
-/* Writes a whole value of no known type. */
-static void write_value(struct buffer *out, const char *text, size_t len)
-{
-    struct error err;
-    struct json *value = json_parse(text, len, &err);
-
-    if (value)
-        buffer_append(out, text, len);
-    else
-        json_write_string(out, text, (long)len);
-    json_free(value);
 }
 
 static size_t read_value(struct pairs *pairs, const char *text, size_t len, bool final,
@@ -126,49 +147,61 @@ static size_t read_value(struct pairs *pairs, const char *text, size_t len, bool
 {
     const char *const markers[] = {VALUE_END};
     int found;
-    size_t size = marker_scan(text, len, markers, 1, final, &found);
+    size_t plain = marker_scan(text, len, markers, 1, final, &found);
 
-    if (pairs->is_string) {
-        if (found < 0 && !final)
-            size = utf8_complete_prefix(text, size);
-        write_inside(out, text, size);
-        if (found >= 0)
-            buffer_append_str(out, "\"");
-    } else if (found >= 0) {
-        write_value(out, text, size);
-    } else if (final) {
-        buffer_append(out, text, size);
-    } else {
-        return 0;
-    }
+    if (found < 0 && pairs->is_string && !final)
+        plain = utf8_complete_prefix(text, plain);
+    if (pairs->is_string)
+        write_inside(out, text, plain);
+    else
+        buffer_append(&pairs->held, text, plain);
     if (found < 0)
-        return size;
+        return plain;
+    if (pairs->is_string)
+        buffer_append_str(out, "\"");
+    else
+        write_value(pairs, out);
+    buffer_clear(&pairs->held);
     pairs->state = PAIRS_OUTSIDE;
-    return size + strlen(VALUE_END);
+    return plain + strlen(VALUE_END);
 }
 
-size_t pairs_read(struct pairs *pairs, const char *text, size_t len, bool final,
-                  struct buffer *out, bool *ended)
+size_t pairs_read(struct pairs *pairs, const char *text, size_t len, bool final, struct buffer *out,
+                  bool *ended)
 {
-    size_t at = 0, used = 1;
+    size_t at = 0;
 
     *ended = false;
-    while (at < len && used > 0 && !*ended) {
+    while (at < len && !*ended) {
+        const char *rest = text + at;
+        size_t left = len - at, used = 0;
+        int before = (int)pairs->state;
+
         switch (pairs->state) {
         case PAIRS_OUTSIDE:
-            used = read_outside(pairs, text + at, len - at, final, out, ended);
+            used = read_outside(pairs, rest, left, final, out, ended);
             break;
         case PAIRS_KEY:
-            used = read_key(pairs, text + at, len - at, final, out);
+            used = read_key(pairs, rest, left, final, out);
             break;
         case PAIRS_BEFORE_VALUE:
-            used = read_before_value(pairs, text + at, len - at, final, out);
+            used = read_before_value(pairs, rest, left, final, out);
             break;
         case PAIRS_VALUE:
-            used = read_value(pairs, text + at, len - at, final, out);
+            used = read_value(pairs, rest, left, final, out);
             break;
         }
+        if (used == 0 && before == (int)pairs->state)
+            break;
         at += used;
     }
     return at;
+}
+
+void pairs_cut(struct pairs *pairs, struct buffer *out)
+{
+    if (pairs->state == PAIRS_KEY)
+        write_key(pairs, out);
+    else if (pairs->state == PAIRS_VALUE && !pairs->is_string)
+        buffer_append(out, held_text(pairs), pairs->held.len);
 }

@@ -5,13 +5,14 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "server/api_error.h"
+#include "server/api_text.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
-enum { PAGE_MAX = 1 << 20, REQUEST_ID_MAX = 128 };
+enum { PAGE_MAX = 1 << 20, BODY_MAX = 1 << 29, REQUEST_ID_MAX = 128 };
 
 struct route {
     const char *path;
@@ -91,10 +92,79 @@ static void completions(struct api *api, struct http_exchange *ex)
     generate(api, ex, api_always_completion);
 }
 
-/* SageMaker's one path for inference. */
+/* SageMaker's one path for inference. Custom attributes come back with the answer; "route=PATH" in
+ * them chooses the API, which otherwise the body's fields do. */
 static void invocations(struct api *api, struct http_exchange *ex)
 {
-    generate(api, ex, api_by_fields);
+    const char *attributes = http_header(ex, "X-Amzn-SageMaker-Custom-Attributes");
+    const char *route = attributes ? strstr(attributes, "route=") : NULL;
+
+    if (attributes)
+        http_add_header(ex, "X-Amzn-SageMaker-Custom-Attributes", attributes);
+    if (route && strncmp(route, "route=/v1/chat/completions", 26) == 0)
+        generate(api, ex, api_always_chat);
+    else if (route && strncmp(route, "route=/v1/completions", 21) == 0)
+        generate(api, ex, api_always_completion);
+    else
+        generate(api, ex, api_by_fields);
+}
+
+/* What a batch transform may send. */
+static void execution_parameters(struct api *api, struct http_exchange *ex)
+{
+    char body[128];
+    int len = snprintf(body, sizeof(body),
+                       "{\"MaxConcurrentTransforms\":%lld,\"BatchStrategy\":\"MULTI_RECORD\","
+                       "\"MaxPayloadInMB\":6}",
+                       (long long)api->options->max_num_seqs);
+
+    http_respond(ex, 200, "application/json", body, (size_t)len);
+}
+
+/* A POST whose answer is there at once. */
+static void answer_json(struct api *api, struct http_exchange *ex,
+                        int (*make)(const struct api_service *service, const struct json *body,
+                                    struct buffer *out, struct api_fault *fault))
+{
+    struct api_fault fault;
+    struct json *body = NULL;
+    struct buffer out;
+    struct error err;
+    size_t len;
+    const char *text = http_body(ex, &len);
+    int rc = check_serving(api, &fault) || check_content_type(ex, &fault);
+
+    buffer_init(&out, BODY_MAX);
+    if (rc == 0 && !(body = json_parse(text, len, &err)))
+        rc = api_fault_set(&fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
+    if (rc == 0)
+        rc = make(&api->service, body, &out, &fault);
+    if (rc == 0)
+        http_respond(ex, 200, "application/json", out.data, out.len);
+    else
+        respond_fault(ex, &fault);
+    buffer_free(&out);
+    json_free(body);
+}
+
+static void tokenize(struct api *api, struct http_exchange *ex)
+{
+    answer_json(api, ex, api_tokenize);
+}
+
+static void detokenize(struct api *api, struct http_exchange *ex)
+{
+    answer_json(api, ex, api_detokenize);
+}
+
+static void render_chat(struct api *api, struct http_exchange *ex)
+{
+    answer_json(api, ex, api_render_chat);
+}
+
+static void render_completion(struct api *api, struct http_exchange *ex)
+{
+    answer_json(api, ex, api_render_completion);
 }
 
 /* ---- state -------------------------------------------------------------------------------- */
@@ -193,7 +263,12 @@ static void metrics(struct api *api, struct http_exchange *ex)
 static const struct route routes[] = {
     {"/v1/chat/completions", "POST", chat_completions, false},
     {"/v1/completions", "POST", completions, false},
+    {"/v1/chat/completions/render", "POST", render_chat, false},
+    {"/v1/completions/render", "POST", render_completion, false},
+    {"/tokenize", "POST", tokenize, false},
+    {"/detokenize", "POST", detokenize, false},
     {"/invocations", "POST", invocations, false},
+    {"/execution-parameters", "GET, HEAD", execution_parameters, true},
     {"/v1/models", "GET, HEAD", models, false},
     {"/v1/models/", "GET, HEAD", model_by_name, false}, /* and what follows */
     {"/health", "GET, HEAD", health, true},

@@ -73,6 +73,34 @@ START_TEST(test_command_line_wins_over_environment_over_file_over_default)
 }
 END_TEST
 
+START_TEST(test_sagemaker_says_where_to_listen)
+{
+    struct options options;
+    struct error err;
+
+    setenv("SAGEMAKER_BIND_TO_PORT", "8090", 1);
+    ck_assert_int_eq(load(&options, &err, 0, NULL), 0);
+    ck_assert_int_eq(options.port, 8090);
+    ck_assert_str_eq(options.host, "0.0.0.0");
+    options_free(&options);
+    unsetenv("SAGEMAKER_BIND_TO_PORT");
+}
+END_TEST
+
+START_TEST(test_secrets_are_not_for_the_command_line)
+{
+    struct options options;
+    struct error err;
+
+    refuse("--api-key is a secret", 1, (const char *[]){"--api-key=abc"});
+    setenv("MLAD_API_KEY", "abc", 1);
+    ck_assert_int_eq(load(&options, &err, 0, NULL), 0);
+    ck_assert_str_eq(options.api_key, "abc");
+    options_free(&options);
+    unsetenv("MLAD_API_KEY");
+}
+END_TEST
+
 START_TEST(test_mistakes_are_named)
 {
     refuse("unknown flag --prot", 2, (const char *[]){"--prot", "1"});
@@ -108,6 +136,8 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_defaults_stand_in_the_table);
     tcase_add_test(tcase, test_both_spellings_of_a_flag);
     tcase_add_test(tcase, test_command_line_wins_over_environment_over_file_over_default);
+    tcase_add_test(tcase, test_sagemaker_says_where_to_listen);
+    tcase_add_test(tcase, test_secrets_are_not_for_the_command_line);
     tcase_add_test(tcase, test_mistakes_are_named);
     tcase_add_test(tcase, test_mistakes_in_a_file_name_the_line);
 }

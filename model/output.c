@@ -1,0 +1,420 @@
+/* The parser: text that is not decided yet waits in `held`; each state looks at its beginning,
+ * emits what is certain, and moves on.
+ *
+ *            START ----------> REASONING      step_start: an opening tag, or it was in the prompt
+ *              |                   |          step_reasoning: the closing tag
+ *              v                   v
+ *   +-------> CONTENT <------------+
+ *   |          |    ^                         step_content: a marker
+ *   |          |    +------------------+
+ *   |          v                       |      step_between: white space between markers of calls
+ *   |  +--> BETWEEN --> NAME --> ARGUMENTS    step_name: a whole name
+ *   |  |       |          |        |          step_arguments: the end of the call
+ *   |  +-------|----------|--------+
+ *   +----------+----------+                   what is no call after all
+ *
+ * `pending` holds the markers since the last part, for the case that they turn out to be content.
+ */
+#include "model/output.h"
+
+#include "base/memory.h"
+#include "model/output_format.h"
+#include "model/output_pairs.h"
+#include "model/output_scan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    MAX_SPACE = 64, /* bytes of white space before an opening tag, or between markers */
+    MAX_NAME = 256, /* bytes of a function's name, with what stands around it */
+    ID_MAX_DIGITS = 9,
+};
+
+enum state { START, REASONING, CONTENT, BETWEEN, NAME, ARGUMENTS };
+
+struct output_parser {
+    const struct output_format *format;
+    struct output_options options;
+    enum state state;
+    struct buffer held, pending;
+    size_t at;         /* bytes of `held` that are done with */
+    bool in_section;   /* after the section's beginning */
+    bool section_used; /* and there was a call in it */
+    const struct call_syntax *syntax;
+    int32_t call; /* index of the call, the next one outside calls */
+    struct pairs pairs;
+    struct buffer json; /* what `pairs` made */
+    output_emit emit;   /* during push and finish */
+    void *arg;
+};
+
+struct output_parser *output_parser_new(const struct output_format *format,
+                                        struct output_options options)
+{
+    struct output_parser *p = mem_zalloc(1, sizeof(*p));
+
+    p->format = format;
+    p->options = options;
+    p->state = options.split_reasoning && format->think_begin ? START : CONTENT;
+    buffer_init(&p->held, SIZE_MAX);
+    buffer_init(&p->pending, SIZE_MAX);
+    buffer_init(&p->json, SIZE_MAX);
+    pairs_init(&p->pairs);
+    return p;
+}
+
+void output_parser_free(struct output_parser *p)
+{
+    if (!p)
+        return;
+    buffer_free(&p->held);
+    buffer_free(&p->pending);
+    buffer_free(&p->json);
+    pairs_free(&p->pairs);
+    free(p);
+}
+
+bool output_parser_in_reasoning(const struct output_parser *p)
+{
+    return p->state == REASONING || (p->state == START && p->options.open_reasoning);
+}
+
+/* ---- text held and parts emitted ------------------------------------------------------------ */
+
+static const char *rest(const struct output_parser *p)
+{
+    return p->held.data + p->at;
+}
+
+static size_t rest_len(const struct output_parser *p)
+{
+    return p->held.len - p->at;
+}
+
+static void emit(struct output_parser *p, enum output_part part, const char *text, size_t len)
+{
+    struct output_piece piece = {.part = part, .text = text, .len = len, .call = p->call};
+
+    if (len > 0 || part == OUTPUT_CALL_END)
+        p->emit(p->arg, &piece);
+}
+
+/* Emits and leaves behind the next `len` bytes. */
+static void emit_next(struct output_parser *p, enum output_part part, size_t len)
+{
+    emit(p, part, rest(p), len);
+    p->at += len;
+}
+
+/* The next `len` bytes wait in `pending`. */
+static void pend_next(struct output_parser *p, size_t len)
+{
+    buffer_append(&p->pending, rest(p), len);
+    p->at += len;
+}
+
+/* What was pending is content after all. */
+static void fall_back(struct output_parser *p)
+{
+    emit(p, OUTPUT_CONTENT, p->pending.data, p->pending.len);
+    buffer_clear(&p->pending);
+    p->state = CONTENT;
+}
+
+/* ---- markers ------------------------------------------------------------------------------ */
+
+enum { M_SECTION_BEGIN, M_SECTION_END, M_CALL, M_LAST_CALL, M_NAME_END, M_END, M_LAST_END, N_M };
+
+/* The markers that matter where calls may begin or end. Inside a call, `syntax` is its own. */
+static void list_markers(const struct output_parser *p, const struct call_syntax *syntax,
+                         const char *markers[N_M])
+{
+    memset(markers, 0, N_M * sizeof(*markers));
+    markers[M_SECTION_BEGIN] = p->format->section_begin;
+    markers[M_SECTION_END] = p->in_section || syntax ? p->format->section_end : NULL;
+    for (int i = 0; i < OUTPUT_MAX_SYNTAXES; i++)
+        markers[M_CALL + i] = p->format->calls[i].begin;
+    if (syntax) {
+        markers[M_NAME_END] = syntax->name_end;
+        markers[M_END] = syntax->ends[0];
+        markers[M_LAST_END] = syntax->ends[1];
+    }
+}
+
+/* A marker of calls comes next: opens or closes a section, or begins a call. */
+static void take_marker(struct output_parser *p, int marker, size_t len)
+{
+    if (marker == M_SECTION_BEGIN) {
+        fall_back(p);
+        pend_next(p, len);
+        p->in_section = true;
+        p->section_used = false;
+        p->state = BETWEEN;
+    } else if (marker == M_SECTION_END) {
+        fall_back(p);
+        if (p->section_used)
+            p->at += len;
+        else
+            emit_next(p, OUTPUT_CONTENT, len);
+        p->in_section = false;
+    } else {
+        pend_next(p, len);
+        p->syntax = &p->format->calls[marker - M_CALL];
+        p->state = NAME;
+    }
+}
+
+/* ---- states: each returns false to wait for more text -----------------------------------------
+ */
+
+static bool step_start(struct output_parser *p, bool final)
+{
+    const char *tag = p->format->think_begin;
+    size_t len = rest_len(p), space = space_prefix(rest(p), len);
+    enum marker_match match = MARKER_NONE;
+
+    if (space <= MAX_SPACE)
+        match = marker_at(rest(p) + space, len - space, tag);
+    if (match == MARKER_PARTIAL && !final)
+        return false;
+    p->state = p->options.open_reasoning ? REASONING : CONTENT;
+    if (match == MARKER_FULL) {
+        emit_next(p, OUTPUT_REASONING, space);
+        p->at += strlen(tag);
+        p->state = REASONING;
+    }
+    return true;
+}
+
+static bool step_reasoning(struct output_parser *p, bool final)
+{
+    bool calls_end = p->format->calls_end_reasoning && p->options.parse_calls;
+    const char *const markers[] = {
+        p->format->think_end,
+        calls_end ? p->format->section_begin : NULL,
+        calls_end ? p->format->calls[0].begin : NULL,
+    };
+    int found;
+    size_t plain = marker_scan(rest(p), rest_len(p), markers, 3, final, &found);
+
+    emit_next(p, OUTPUT_REASONING, plain);
+    if (found < 0)
+        return false;
+    if (found == 0)
+        p->at += strlen(markers[0]);
+    p->state = CONTENT;
+    return true;
+}
+
+static bool step_content(struct output_parser *p, bool final)
+{
+    const char *markers[N_M];
+    size_t plain = rest_len(p);
+    int found = -1;
+
+    if (p->options.parse_calls) {
+        list_markers(p, NULL, markers);
+        plain = marker_scan(rest(p), plain, markers, N_M, final, &found);
+    }
+    emit_next(p, OUTPUT_CONTENT, plain);
+    if (found < 0)
+        return false;
+    take_marker(p, found, strlen(markers[found]));
+    return true;
+}
+
+static bool step_between(struct output_parser *p, bool final)
+{
+    const char *markers[N_M];
+    size_t len = rest_len(p), space = space_prefix(rest(p), len);
+    int found = -1;
+
+    list_markers(p, NULL, markers);
+    size_t plain = marker_scan(rest(p) + space, len - space, markers, N_M, final, &found);
+    if (space > MAX_SPACE || plain > 0) {
+        fall_back(p);
+        return true;
+    }
+    if (found < 0 && !final)
+        return false;
+    if (p->pending.len > 0)
+        pend_next(p, space);
+    else
+        p->at += space;
+    if (found >= 0)
+        take_marker(p, found, strlen(markers[found]));
+    return found >= 0;
+}
+
+/* The schema of the function's parameters; NULL when the request has none. */
+static const struct json *find_parameters(const struct output_parser *p, const char *name,
+                                          size_t len)
+{
+    const struct json *tools = p->options.tools;
+
+    if (!json_is(tools, JSON_ARRAY))
+        return NULL;
+    for (const struct json *tool = json_first(tools); tool; tool = json_next(tool)) {
+        const struct json *function = json_get(tool, "function");
+        const struct json *other = json_get(function, "name");
+        if (json_is(other, JSON_STRING) && strlen(json_string(other)) == len &&
+            memcmp(json_string(other), name, len) == 0)
+            return json_get(function, "parameters");
+    }
+    return NULL;
+}
+
+/* Takes the name out of an id such as "functions.NAME:0"; one that is not of that kind is the name
+ * itself. */
+static void name_of_id(const struct call_syntax *syntax, struct output_piece *piece)
+{
+    size_t prefix = strlen(syntax->id_prefix), digits = 0;
+
+    piece->id = piece->text;
+    piece->id_len = piece->len;
+    if (marker_at(piece->text, piece->len, syntax->id_prefix) == MARKER_FULL) {
+        piece->text += prefix;
+        piece->len -= prefix;
+    }
+    while (digits < piece->len && digits < ID_MAX_DIGITS &&
+           memchr("0123456789", piece->text[piece->len - digits - 1], 10))
+        digits++;
+    if (digits > 0 && piece->len > digits + 1 &&
+        piece->text[piece->len - digits - 1] == syntax->id_separator[0])
+        piece->len -= digits + 1;
+}
+
+/* Emits the name if these bytes are one: not empty, no control characters. */
+static bool begin_call(struct output_parser *p, const char *text, size_t len)
+{
+    struct output_piece piece = {.part = OUTPUT_CALL_NAME, .call = p->call};
+    size_t space = space_prefix(text, len);
+
+    text += space;
+    len -= space;
+    while (len > 0 && space_prefix(text + len - 1, 1))
+        len--;
+    for (size_t i = 0; i < len; i++)
+        if ((unsigned char)text[i] < 0x20)
+            return false;
+    piece.text = text;
+    piece.len = len;
+    if (p->syntax->id_prefix)
+        name_of_id(p->syntax, &piece);
+    if (piece.len == 0)
+        return false;
+    p->emit(p->arg, &piece);
+    pairs_begin(&p->pairs, find_parameters(p, piece.text, piece.len));
+    return true;
+}
+
+static bool step_name(struct output_parser *p, bool final)
+{
+    bool in_pairs = p->syntax->arguments == ARGUMENTS_IN_PAIRS;
+    const char *markers[N_M];
+    int found;
+
+    list_markers(p, p->syntax, markers);
+    size_t plain = marker_scan(rest(p), rest_len(p), markers, N_M, final, &found);
+    if (found < 0 && plain <= MAX_NAME && !final)
+        return false;
+    bool named = found == M_NAME_END || (found == M_END && in_pairs);
+    if (!named || plain > MAX_NAME || !begin_call(p, rest(p), plain)) {
+        fall_back(p);
+        return true;
+    }
+    buffer_clear(&p->pending);
+    p->at += plain + (in_pairs ? 0 : strlen(markers[found])); /* tags are for pairs_read */
+    p->section_used = true;
+    p->state = ARGUMENTS;
+    return true;
+}
+
+static void end_call(struct output_parser *p)
+{
+    emit(p, OUTPUT_CALL_END, NULL, 0);
+    p->call++;
+    p->state = BETWEEN;
+}
+
+static bool step_pairs(struct output_parser *p, bool final)
+{
+    bool ended;
+
+    buffer_clear(&p->json);
+    p->at += pairs_read(&p->pairs, rest(p), rest_len(p), final, &p->json, &ended);
+    emit(p, OUTPUT_CALL_ARGUMENTS, p->json.data, p->json.len);
+    if (ended)
+        end_call(p);
+    return ended;
+}
+
+static bool step_arguments(struct output_parser *p, bool final)
+{
+    const char *markers[N_M];
+    int found;
+
+    if (p->syntax->arguments == ARGUMENTS_IN_PAIRS)
+        return step_pairs(p, final);
+    list_markers(p, p->syntax, markers);
+    markers[M_NAME_END] = NULL;
+    size_t plain = marker_scan(rest(p), rest_len(p), markers, N_M, final, &found);
+    emit_next(p, OUTPUT_CALL_ARGUMENTS, plain);
+    if (found < 0)
+        return false;
+    if (found == M_END || found == M_LAST_END)
+        p->at += strlen(markers[found]);
+    end_call(p); /* another marker is for the next step */
+    return true;
+}
+
+static bool step(struct output_parser *p, bool final)
+{
+    switch (p->state) {
+    case START:
+        return step_start(p, final);
+    case REASONING:
+        return step_reasoning(p, final);
+    case CONTENT:
+        return step_content(p, final);
+    case BETWEEN:
+        return step_between(p, final);
+    case NAME:
+        return step_name(p, final);
+    case ARGUMENTS:
+        break;
+    }
+    return step_arguments(p, final);
+}
+
+static void run(struct output_parser *p, bool final, output_emit emit_piece, void *arg)
+{
+    p->emit = emit_piece;
+    p->arg = arg;
+    while (rest_len(p) > 0 && step(p, final))
+        ;
+    buffer_consume(&p->held, p->at);
+    p->at = 0;
+}
+
+void output_parser_push(struct output_parser *p, const char *text, size_t len,
+                        output_emit emit_piece, void *arg)
+{
+    buffer_append(&p->held, text, len);
+    run(p, false, emit_piece, arg);
+}
+
+void output_parser_finish(struct output_parser *p, output_emit emit_piece, void *arg)
+{
+    run(p, true, emit_piece, arg);
+    if (p->state == ARGUMENTS) {
+        if (p->syntax->arguments == ARGUMENTS_IN_PAIRS) {
+            buffer_clear(&p->json);
+            pairs_cut(&p->pairs, &p->json);
+            emit(p, OUTPUT_CALL_ARGUMENTS, p->json.data, p->json.len);
+        }
+        end_call(p);
+    }
+    fall_back(p);
+}
