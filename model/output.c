@@ -26,9 +26,10 @@
 #include <string.h>
 
 enum {
-    MAX_SPACE = 64, /* bytes of white space before an opening tag, or between markers */
-    MAX_NAME = 256, /* bytes of a function's name, with what stands around it */
-    ID_MAX_DIGITS = 9,
+    MAX_SPACE = 64,     /* bytes of white space before an opening tag, or between markers */
+    MAX_NAME = 256,     /* bytes of a function's name, with what stands around it */
+    MAX_DIGITS = 9,     /* of a call's number in an id */
+    HELD_MAX = 1 << 28, /* far above a piece of text */
 };
 
 enum state { START, REASONING, CONTENT, BETWEEN, NAME, ARGUMENTS };
@@ -57,9 +58,9 @@ struct output_parser *output_parser_new(const struct output_format *format,
     p->format = format;
     p->options = options;
     p->state = options.split_reasoning && format->think_begin ? START : CONTENT;
-    buffer_init(&p->held, SIZE_MAX);
-    buffer_init(&p->pending, SIZE_MAX);
-    buffer_init(&p->json, SIZE_MAX);
+    buffer_init(&p->held, HELD_MAX);
+    buffer_init(&p->pending, HELD_MAX);
+    buffer_init(&p->json, HELD_MAX);
     pairs_init(&p->pairs);
     return p;
 }
@@ -172,14 +173,14 @@ static bool step_start(struct output_parser *p, bool final)
 {
     const char *tag = p->format->think_begin;
     size_t len = rest_len(p), space = space_prefix(rest(p), len);
-    enum marker_match match = MARKER_NONE;
+    enum match match = MATCH_NONE;
 
     if (space <= MAX_SPACE)
         match = marker_at(rest(p) + space, len - space, tag);
-    if (match == MARKER_PARTIAL && !final)
+    if (match == MATCH_PARTIAL && !final)
         return false;
     p->state = p->options.open_reasoning ? REASONING : CONTENT;
-    if (match == MARKER_FULL) {
+    if (match == MATCH_FULL) {
         emit_next(p, OUTPUT_REASONING, space);
         p->at += strlen(tag);
         p->state = REASONING;
@@ -273,11 +274,11 @@ static void name_of_id(const struct call_syntax *syntax, struct output_piece *pi
 
     piece->id = piece->text;
     piece->id_len = piece->len;
-    if (marker_at(piece->text, piece->len, syntax->id_prefix) == MARKER_FULL) {
+    if (marker_at(piece->text, piece->len, syntax->id_prefix) == MATCH_FULL) {
         piece->text += prefix;
         piece->len -= prefix;
     }
-    while (digits < piece->len && digits < ID_MAX_DIGITS &&
+    while (digits < piece->len && digits < MAX_DIGITS &&
            memchr("0123456789", piece->text[piece->len - digits - 1], 10))
         digits++;
     if (digits > 0 && piece->len > digits + 1 &&

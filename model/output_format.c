@@ -59,7 +59,7 @@ static const struct output_format formats[] = {
                    "</arg_value>", MARKER_THINK_BEGIN, MARKER_THINK_END},
         .required = 6,
     },
-    /* Mistral, since the tokenizers of version 11. */
+    /* Mistral, since version 13 of its tokenizers. */
     {
         .name = "mistral",
         .think_begin = "[THINK]",

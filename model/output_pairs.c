@@ -9,7 +9,7 @@ static const char KEY_BEGIN[] = "<arg_key>", KEY_END[] = "</arg_key>";
 static const char VALUE_BEGIN[] = "<arg_value>", VALUE_END[] = "</arg_value>";
 static const char CALL_END[] = "</tool_call>";
 
-enum { HELD_MAX = 1 << 28 };
+enum { HELD_MAX = 1 << 28 }; /* bytes of a key or a value */
 
 void pairs_init(struct pairs *pairs)
 {
@@ -35,7 +35,7 @@ static void write_inside(struct buffer *out, const char *text, size_t len)
 {
     struct buffer quoted;
 
-    buffer_init(&quoted, SIZE_MAX);
+    buffer_init(&quoted, 6 * (size_t)HELD_MAX + 2);
     json_write_string(&quoted, text, (long)len);
     buffer_append(out, quoted.data + 1, quoted.len - 2);
     buffer_free(&quoted);

@@ -2,13 +2,13 @@
 
 #include <string.h>
 
-enum marker_match marker_at(const char *text, size_t len, const char *marker)
+enum match marker_at(const char *text, size_t len, const char *marker)
 {
     size_t whole = strlen(marker);
 
     if (memcmp(text, marker, len < whole ? len : whole) != 0)
-        return MARKER_NONE;
-    return len < whole ? MARKER_PARTIAL : MARKER_FULL;
+        return MATCH_NONE;
+    return len < whole ? MATCH_PARTIAL : MATCH_FULL;
 }
 
 /* The longest marker that stands at the start of the text, or -1. `*undecided`: a longer one could
@@ -22,10 +22,10 @@ static int longest_at(const char *text, size_t len, const char *const *markers, 
     for (int i = 0; i < n; i++) {
         if (!markers[i] || markers[i][0] != text[0])
             continue;
-        enum marker_match match = marker_at(text, len, markers[i]);
-        if (match == MARKER_PARTIAL) /* longer than all that the text has in full */
+        enum match match = marker_at(text, len, markers[i]);
+        if (match == MATCH_PARTIAL) /* longer than all that the text has in full */
             *undecided = true;
-        else if (match == MARKER_FULL && (found < 0 || strlen(markers[i]) > strlen(markers[found])))
+        else if (match == MATCH_FULL && (found < 0 || strlen(markers[i]) > strlen(markers[found])))
             found = i;
     }
     return found;

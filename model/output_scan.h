@@ -4,14 +4,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum marker_match {
-    MARKER_NONE,
-    MARKER_PARTIAL, /* the text ends inside what could be the marker */
-    MARKER_FULL,
+enum match {
+    MATCH_NONE,
+    MATCH_PARTIAL, /* the text ends inside what could be the marker */
+    MATCH_FULL,
 };
 
 /* Whether the text begins with the marker. */
-enum marker_match marker_at(const char *text, size_t len, const char *marker);
+enum match marker_at(const char *text, size_t len, const char *marker);
 
 /* Finds the marker that begins first (of those beginning together the longest). Returns how many
  * bytes are certainly before any marker; `*found` is the index of the marker that follows them, or

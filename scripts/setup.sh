@@ -3,7 +3,7 @@
 #
 #   setup.sh [test] [tidy] [tsan]
 #
-#   test   Check, and a Python environment in build/venv with tests/requirements.txt
+#   test   Check, shellcheck, a Python environment in build/venv with tests/requirements.txt
 #   tidy   that environment (it holds clang-format) and shellcheck
 #   tsan   clang with ThreadSanitizer
 #
@@ -78,6 +78,7 @@ for purpose in "$@"; do
     test)
         need check pkg-config --exists check
         need curl curl --version
+        need shellcheck shellcheck --version
         ;;
     tidy)
         need shellcheck shellcheck --version

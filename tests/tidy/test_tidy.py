@@ -138,7 +138,6 @@ def test_without_clang_format_nothing_passes(tree: Path) -> None:
     assert "no-such-program is not installed" in done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
 def test_shell_scripts_are_checked(tree: Path) -> None:
     (tree / "x.sh").write_text("#!/bin/bash\nrm $1\n")
     done = run_tidy(tree, "--clang-format", str(CLANG_FORMAT))

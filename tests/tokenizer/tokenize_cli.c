@@ -80,8 +80,7 @@ static int encode_chat(const struct tokenizer *tok, const struct buffer *frame,
                                    .continue_final_message = frame->data[0] & 2};
 
     for (; at < end && count < MESSAGES_MAX; count++) {
-        messages[count].role = at;
-        messages[count].content = at + strlen(at) + 1;
+        messages[count] = (struct chat_message){.role = at, .content = at + strlen(at) + 1};
         at = messages[count].content + strlen(messages[count].content) + 1;
     }
     return chat_encode(tok, messages, count, options, ids, err);
