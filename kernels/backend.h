@@ -143,8 +143,10 @@ struct backend_ops {
                          const int32_t *prompt, int32_t n_prompt);
     void (*sampler_close)(struct backend *be, int32_t slot);
 
-    /* results[i], on the host after finish, for logits row i (R, V) by the batch's logit rows. */
-    void (*sample)(struct backend *be, struct tensor logits, struct sampling_result *results);
+    /* results[i], on the host after finish, for logits row i (R, V) by the batch's logit rows.
+     * `masks` (R, SAMPLING_MASK_WORDS(V)), or NULL: only tokens whose bit is set can be drawn. */
+    void (*sample)(struct backend *be, struct tensor logits, const uint32_t *masks,
+                   struct sampling_result *results);
 };
 
 /* What every backend's own struct begins with. */

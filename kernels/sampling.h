@@ -1,14 +1,15 @@
 /* What a sampler is asked for and what it answers: plain data, the same for every backend.
  *
  * The order of operations on a row of logits: logit_bias; repetition, presence and frequency
- * penalties; tokens banned until min_tokens; temperature; top_k; top_p; min_p; then one draw.
- * temperature 0 takes the largest logit (the lowest id among equals).
+ * penalties; tokens banned until min_tokens, or by a mask; temperature; top_k; top_p; min_p; then
+ * one draw. temperature 0 takes the largest logit (the lowest id among equals).
  *
  * The draw is arg max of logit/temperature + gumbel(seed, step, token) over the tokens that are
  * kept, the noise from a counter-based generator (Philox4x32-10, Salmon et al. 2011). It depends on
  * nothing but the row, so neither the batch nor the order of summation can change a result. */
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum {
@@ -16,6 +17,9 @@ enum {
     SAMPLING_MAX_STOP_TOKENS = 64, /* tokens held back until min_tokens */
     SAMPLING_MAX_LOGPROBS = 20,    /* alternatives reported per token */
 };
+
+/* 32-bit words of a mask over `vocab` tokens: token t is bit t % 32 of word t / 32. */
+#define SAMPLING_MASK_WORDS(vocab) (((size_t)(vocab) + 31) / 32)
 
 struct sampling_bias {
     int32_t token;

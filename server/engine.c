@@ -297,7 +297,7 @@ static int run_step(struct engine *e, struct error *err)
         return 0;
     announce_admissions(e);
     struct tensor logits = model_forward(e->model, e->batch);
-    op->sample(e->be, logits, e->results);
+    op->sample(e->be, logits, NULL, e->results);
     if (op->finish(e->be, err))
         return -1;
     scheduler_advance(e->sched, e->batch);

@@ -232,7 +232,8 @@ void cpu_gather_logit_rows(struct backend *be, struct tensor out, struct tensor 
 void cpu_sampler_open(struct backend *be, int32_t slot, const struct sampling_params *params,
                       const int32_t *prompt, int32_t n_prompt);
 void cpu_sampler_close(struct backend *be, int32_t slot);
-void cpu_sample(struct backend *be, struct tensor logits, struct sampling_result *results);
+void cpu_sample(struct backend *be, struct tensor logits, const uint32_t *masks,
+                struct sampling_result *results);
 
 /* Working memory of moe.c and sample.c; the free functions accept NULL. */
 struct cpu_moe *cpu_moe_new(const struct router_config *router, int32_t intermediate);

@@ -160,8 +160,9 @@ static void top_logprobs(struct sampling_result *result, const float *logits, in
 }
 
 /* Bias, penalties and bans, in that order; penalties as vLLM and the papers it follows have them.
- */
-static void adjust(float *logits, int32_t vocab, const struct slot *slot, int32_t step)
+ * `mask` may be NULL. */
+static void adjust(float *logits, int32_t vocab, const struct slot *slot, int32_t step,
+                   const uint32_t *mask)
 {
     const struct sampling_params *p = &slot->params;
 
@@ -179,6 +180,9 @@ static void adjust(float *logits, int32_t vocab, const struct slot *slot, int32_
     for (int32_t i = 0; step < p->min_tokens && i < p->n_stop_tokens; i++)
         if (p->stop_tokens[i] >= 0 && p->stop_tokens[i] < vocab)
             logits[p->stop_tokens[i]] = -INFINITY;
+    for (int32_t t = 0; mask && t < vocab; t++)
+        if (!(mask[t / 32] >> t % 32 & 1))
+            logits[t] = -INFINITY;
 }
 
 /* Whether token a comes before token b: the larger logit, then the lower id. */
@@ -281,7 +285,7 @@ static int32_t draw(const struct work *work, int32_t vocab, const struct samplin
 }
 
 static void sample_row(struct sampling_result *result, struct slot *slot, const struct work *work,
-                       const float *raw, int32_t vocab, int32_t step)
+                       const float *raw, const uint32_t *mask, int32_t vocab, int32_t step)
 {
     const struct sampling_params *p = &slot->params;
 
@@ -292,7 +296,7 @@ static void sample_row(struct sampling_result *result, struct slot *slot, const 
     result->n_top = 0;
     top_logprobs(result, work->logits, vocab, total, p->n_logprobs);
 
-    adjust(work->logits, vocab, slot, step);
+    adjust(work->logits, vocab, slot, step, mask);
     for (int32_t i = 0; i < vocab; i++) /* an infinite bias, or a penalty past the largest float */
         work->logits[i] = clean(work->logits[i]);
     int32_t best = arg_max(work->logits, vocab);
@@ -311,6 +315,7 @@ static void sample_row(struct sampling_result *result, struct slot *slot, const 
 struct sample {
     struct backend *be;
     const float *logits;
+    const uint32_t *masks;
     struct sampling_result *results;
 };
 
@@ -325,14 +330,16 @@ static void run(void *context, int64_t first, int64_t end, int thread)
         struct slot *slot = slot_at(op->be, rows[i].slot);
         ASSERT(slot->is_open);
         sample_row(&op->results[i], slot, &cpu->sampler->works[thread], op->logits + i * vocab,
-                   vocab, rows[i].step);
+                   op->masks ? op->masks + (size_t)i * SAMPLING_MASK_WORDS(vocab) : NULL, vocab,
+                   rows[i].step);
     }
 }
 
-void cpu_sample(struct backend *be, struct tensor logits, struct sampling_result *results)
+void cpu_sample(struct backend *be, struct tensor logits, const uint32_t *masks,
+                struct sampling_result *results)
 {
     struct cpu_backend *cpu = cpu_backend(be);
-    struct sample op = {be, cpu_f32(&logits), results};
+    struct sample op = {be, cpu_f32(&logits), masks, results};
     int64_t n = cpu->batch->n_logits, vocab = cpu->sampler->vocab_size;
 
     ASSERT(logits.shape[0] == n && cpu_last_dim(&logits) == vocab);

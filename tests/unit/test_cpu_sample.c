@@ -11,7 +11,8 @@ struct rig {
     struct backend *be;
     struct batch *batch;
     struct tensor logits;
-    float *row; /* the logits of row 0, for the test to fill */
+    float *row;            /* the logits of row 0, for the test to fill */
+    const uint32_t *masks; /* NULL at first */
 };
 
 static struct rig rig_open(void)
@@ -44,7 +45,7 @@ static void sample_rows(struct rig *g, int n, int32_t step, struct sampling_resu
                   (struct batch_seq){.slot = slot, .n_rows = 1, .kv_len = 1, .wants_logits = 1},
                   &token, &page, step);
     g->be->ops->begin(g->be, g->batch);
-    g->be->ops->sample(g->be, tensor_rows(g->logits, n), results);
+    g->be->ops->sample(g->be, tensor_rows(g->logits, n), g->masks, results);
     ck_assert_int_eq(g->be->ops->finish(g->be, &test_error), 0);
 }
 
@@ -298,6 +299,35 @@ START_TEST(test_bias_and_min_tokens)
 }
 END_TEST
 
+START_TEST(test_a_mask_leaves_only_its_tokens)
+{
+    struct rig g = rig_open();
+    uint32_t masks[2 * SAMPLING_MASK_WORDS(N)] = {0}, *second = masks + SAMPLING_MASK_WORDS(N);
+    struct sampling_params params = plain, greedy = plain;
+    struct sampling_result results[2];
+    unsigned char seen[N];
+
+    for (int32_t t = 5; t < N; t += 40)
+        masks[t / 32] |= 1u << t % 32;
+    second[(N - 1) / 32] |= 1u << (N - 1) % 32; /* of another row: a single token */
+    g.masks = masks;
+    params.top_p = 0.9f;
+    for (int filtered = 0; filtered < 2; filtered++) {
+        seen_tokens(&g, filtered ? &params : &plain, 2000, seen);
+        for (int32_t t = 0; t < N; t++)
+            ck_assert(!seen[t] || t % 40 == 5);
+        ck_assert_int_gt(count_seen(seen), 1);
+    }
+    greedy.temperature = 0;
+    for (int32_t slot = 0; slot < 2; slot++)
+        g.be->ops->sampler_open(g.be, slot, &greedy, NULL, 0);
+    sample_rows(&g, 2, 0, results);
+    ck_assert_int_eq(results[0].token % 40, 5);
+    ck_assert_int_eq(results[1].token, N - 1);
+    rig_close(&g);
+}
+END_TEST
+
 START_TEST(test_logprobs_are_the_models_own)
 {
     struct rig g = rig_open();
@@ -371,6 +401,7 @@ static void add(TCase *t)
     tcase_add_test(t, test_top_p_counts_what_top_k_left);
     tcase_add_test(t, test_penalties);
     tcase_add_test(t, test_bias_and_min_tokens);
+    tcase_add_test(t, test_a_mask_leaves_only_its_tokens);
     tcase_add_test(t, test_logprobs_are_the_models_own);
     tcase_add_test(t, test_hostile_rows_give_a_token);
 }
