@@ -1,17 +1,16 @@
 /* The parser: text that is not decided yet waits in `held`; each state looks at its beginning,
  * emits what is certain, and moves on.
  *
- *            START ----------> REASONING      step_start: an opening tag, or it was in the prompt
- *              |                   |          step_reasoning: the closing tag
- *              v                   v
- *   +-------> CONTENT <------------+
- *   |          |    ^                         step_content: a marker
- *   |          |    +------------------+
- *   |          v                       |      step_between: white space between markers of calls
- *   |  +--> BETWEEN --> NAME --> ARGUMENTS    step_name: a whole name
- *   |  |       |          |        |          step_arguments: the end of the call
- *   |  +-------|----------|--------+
- *   +----------+----------+                   what is no call after all
+ *   START      -> REASONING   an opening tag, or the prompt opened it    step_start
+ *              -> CONTENT     anything else
+ *   REASONING  -> CONTENT     the closing tag, or where calls begin      step_reasoning
+ *   CONTENT    -> BETWEEN     a section of calls begins                  step_content, take_marker
+ *              -> NAME        a call begins
+ *   BETWEEN    -> NAME        the next call begins                       step_between, take_marker
+ *              -> CONTENT     the section ends, or text comes            take_marker, fall_back
+ *   NAME       -> ARGUMENTS   the name is whole                          step_name
+ *              -> CONTENT     it is none                                 fall_back
+ *   ARGUMENTS  -> BETWEEN     the call ends                              end_call
  *
  * `pending` holds the markers since the last part, for the case that they turn out to be content.
  */

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "server/api_error.h"
 #include "server/api_text.h"
+#include "server/page.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -234,6 +235,18 @@ static void model_by_name(struct api *api, struct http_exchange *ex)
     buffer_free(&out);
 }
 
+static void chat_page(struct api *api, struct http_exchange *ex)
+{
+    size_t len;
+    const char *page = page_chat(&len);
+
+    (void)api;
+    http_add_header(ex, "Content-Security-Policy",
+                    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+                    "connect-src 'self'; img-src data:");
+    http_respond(ex, 200, "text/html; charset=utf-8", page, len);
+}
+
 static void version(struct api *api, struct http_exchange *ex)
 {
     static const char body[] = "{\"version\":\"" MLAD_VERSION "\"}";
@@ -271,6 +284,7 @@ static const struct route routes[] = {
     {"/execution-parameters", "GET, HEAD", execution_parameters, true},
     {"/v1/models", "GET, HEAD", models, false},
     {"/v1/models/", "GET, HEAD", model_by_name, false}, /* and what follows */
+    {"/", "GET, HEAD", chat_page, true},
     {"/health", "GET, HEAD", health, true},
     {"/ready", "GET, HEAD", ready, true},
     {"/ping", "GET, HEAD, POST", ready, true},
@@ -282,7 +296,7 @@ static const struct route *find_route(const char *path)
 {
     for (size_t i = 0; i < sizeof(routes) / sizeof(routes[0]); i++) {
         size_t len = strlen(routes[i].path);
-        bool prefix = routes[i].path[len - 1] == '/';
+        bool prefix = len > 1 && routes[i].path[len - 1] == '/';
         if (prefix ? strncmp(path, routes[i].path, len) == 0 && path[len]
                    : strcmp(path, routes[i].path) == 0)
             return &routes[i];

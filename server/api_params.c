@@ -110,15 +110,15 @@ static int parse_field(struct api_params *params, const struct field *f, const s
         return wrong_type(fault, f->name, "a number", value);
     double number = json_number(value);
     if (!(number >= f->min && number <= f->max))
-        return api_fault_set(fault, 400, f->name, "'%s' must be from %g to %g, got %g.", f->name,
-                             f->min, f->max, number);
+        return api_fault_set(fault, 400, f->name, "'%s' must be from %.10g to %.10g, got %.10g.",
+                             f->name, f->min, f->max, number);
     if (f->type == FIELD_FLOAT) {
         *(float *)at = (float)number;
         return 0;
     }
     if (!json_integer(value, &integer))
-        return api_fault_set(fault, 400, f->name, "'%s' must be a whole number, got %g.", f->name,
-                             number);
+        return api_fault_set(fault, 400, f->name, "'%s' must be a whole number, got %.10g.",
+                             f->name, number);
     *(int32_t *)at = (int32_t)integer;
     return 0;
 }
@@ -160,7 +160,8 @@ static bool asks_nothing(const struct json *value, const char *neutral)
 
 static int refuse_unsupported(const struct json *body, struct api_fault *fault)
 {
-    bool has_tools = present(body, "tools") != NULL;
+    const struct json *tools = json_get(body, "tools");
+    bool has_tools = tools && !asks_nothing(tools, NULL);
 
     for (size_t i = 0; i < sizeof(unsupported) / sizeof(unsupported[0]); i++) {
         const char *name = unsupported[i].name;

@@ -16,6 +16,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     EVENTS_AT_ONCE = 256,
@@ -225,6 +226,9 @@ static void serve(struct daemon *d)
         log_error("%s", err.message);
         return;
     }
+    loop_on_signal(d->loop, SIGTERM, on_signal, d);
+    loop_on_signal(d->loop, SIGINT, on_signal, d);
+    loop_on_signal(d->loop, SIGHUP, on_hangup_signal, d);
     d->api.http = listen_on(d);
     if (!d->api.http)
         return;
@@ -234,16 +238,16 @@ static void serve(struct daemon *d)
         generations_new(d->api.service.engine, d->api.metrics, d->model_name, d->api.options);
     d->last_tick_us = clock_us();
     d->tick = loop_timer_start(d->loop, TICK_MS, TICK_MS, on_tick, d);
-    loop_on_signal(d->loop, SIGTERM, on_signal, d);
-    loop_on_signal(d->loop, SIGINT, on_signal, d);
-    loop_on_signal(d->loop, SIGHUP, on_hangup_signal, d);
 
     loop_run(d->loop);
 
     loop_timer_stop(d->tick);
     http_stop(d->api.http);
     generations_free(d->api.service.generations);
-    engine_stop(d->api.service.engine);
+    if (!engine_stop(d->api.service.engine)) {
+        log_warning("the engine is stuck (in a read of the model's files?): leaving it behind");
+        _exit(d->exit_status);
+    }
 }
 
 int daemon_run(const struct options *options, const char *model_dir)

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { DEFAULT_BATCHED_TOKENS = 512, COMMANDS_PER_SLOT = 3 };
 
@@ -370,14 +371,18 @@ struct engine *engine_start(const struct options *options, const char *dir, void
     return e;
 }
 
-void engine_stop(struct engine *e)
+bool engine_stop(struct engine *e)
 {
     struct command command;
+    struct timespec until;
 
     atomic_store(&e->stopping, 1);
     queue_close(e->commands);
     queue_close(e->events);
-    pthread_join(e->thread, NULL);
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += ENGINE_STOP_S;
+    if (pthread_timedjoin_np(e->thread, NULL, &until) != 0)
+        return false;
 
     while (queue_pop(e->commands, &command, 1))
         engine_request_free(command.request);
@@ -399,6 +404,7 @@ void engine_stop(struct engine *e)
     free(e->free_slots);
     free(e->dir);
     free(e);
+    return true;
 }
 
 const struct engine_model *engine_model(const struct engine *e)

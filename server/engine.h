@@ -24,6 +24,8 @@
 
 struct engine;
 
+enum { ENGINE_STOP_S = 3 };
+
 /* One sequence to generate. */
 struct engine_request {
     int32_t *tokens; /* the prompt; owned by the request, see engine_submit */
@@ -87,8 +89,10 @@ struct engine_model {
 struct engine *engine_start(const struct options *options, const char *dir, void (*wake)(void *arg),
                             void *arg);
 
-/* Ends the thread (also in the middle of loading) and frees everything. */
-void engine_stop(struct engine *engine);
+/* Ends the thread (also in the middle of loading) and frees everything. False when the thread does
+ * not end within ENGINE_STOP_S, stuck in a system call: then nothing is freed, and the process
+ * should end. */
+bool engine_stop(struct engine *engine);
 
 /* NULL before ENGINE_READY was polled. */
 const struct engine_model *engine_model(const struct engine *engine);

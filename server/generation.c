@@ -6,6 +6,7 @@
 #include "base/panic.h"
 #include "server/api_reply.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,6 +61,10 @@ struct generations {
     struct generation *first;
     int n_active;
     struct buffer scratch; /* one chunk */
+
+    /* How far apart sequences end, smoothed: for Retry-After. */
+    int64_t last_end_us;
+    double end_interval_us;
 };
 
 void prompts_free(struct prompt *prompts, int n)
@@ -165,7 +170,8 @@ static bool choice_add_text(struct choice *c, const struct sampling_result *resu
 
     if (c->gen->params.logprobs)
         reply_logprobs_add(&c->logprobs, c->gen->params.kind, tok, result, c->text_chars);
-    c->text_chars += count_chars(bytes, len);
+    if (!c->text.skip_special || !tokenizer_is_special(tok, result->token))
+        c->text_chars += count_chars(bytes, len);
     return text_stream_push(&c->text, result->token, &c->content);
 }
 
@@ -267,7 +273,8 @@ static void stream_choice(struct choice *c)
     buffer_clear(&gen->all->scratch);
     if (gen->params.kind == API_CHAT && !c->role_sent) {
         struct reply_choice role = {.index = c->index, .text = "", .with_role = true};
-        reply_write_chunk(&gen->all->scratch, &head, &role, NULL, gen->params.include_usage);
+        reply_write_chunk(&gen->all->scratch, &head, &role,
+                          gen->params.continuous_usage ? &usage : NULL, gen->params.include_usage);
         c->role_sent = true;
     }
     if (reply.text_len || reply.finish_reason || c->logprobs.n) {
@@ -401,6 +408,14 @@ static int check_lengths(const struct generations *all, const struct api_params 
     return 0;
 }
 
+/* Seconds until so many sequences have ended, as fast as they lately did. */
+static int retry_after(const struct generations *all, int wanted)
+{
+    double seconds = all->end_interval_us * 1e-6 * wanted;
+
+    return seconds < 1 ? 1 : seconds > MAX_RETRY_AFTER_S ? MAX_RETRY_AFTER_S : (int)ceil(seconds);
+}
+
 static int check_queue(struct generations *all, int wanted, struct api_fault *fault)
 {
     int slots = engine_slots(all->engine), left = engine_slots_free(all->engine);
@@ -417,7 +432,7 @@ static int check_queue(struct generations *all, int wanted, struct api_fault *fa
                   "The server is busy: %d sequences run or wait, which is as many "
                   "as it takes. Please retry after the time in the Retry-After header.",
                   slots - left);
-    fault->retry_after_s = 1 + (MAX_RETRY_AFTER_S - 1) * (slots - left) / (slots * 4);
+    fault->retry_after_s = retry_after(all, wanted);
     return -1;
 }
 
@@ -493,6 +508,16 @@ int32_t generation_completion_tokens(const struct generation *gen)
 
 /* ---- events ------------------------------------------------------------------------------- */
 
+static void note_end(struct generations *all)
+{
+    const double weight = 0.1; /* of the newest interval */
+    int64_t now = clock_us();
+
+    if (all->last_end_us)
+        all->end_interval_us += weight * ((double)(now - all->last_end_us) - all->end_interval_us);
+    all->last_end_us = now;
+}
+
 /* The choice is over: what was held back comes out, and the last one completes the answer. */
 static void choice_finish(struct choice *c, const char *reason, enum request_outcome outcome,
                           bool cancel)
@@ -500,6 +525,7 @@ static void choice_finish(struct choice *c, const char *reason, enum request_out
     struct generation *gen = c->gen;
 
     text_stream_finish(&c->text, &c->content);
+    note_end(gen->all);
     c->finish_reason = reason;
     choice_count(c, outcome);
     choice_detach(c, cancel);

@@ -4,7 +4,9 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "config/options.h"
+#include "server/batch_run.h"
 #include "server/daemon.h"
+#include "server/healthcheck.h"
 
 #include <limits.h>
 #include <stdbool.h>
@@ -13,15 +15,14 @@
 #include <string.h>
 #include <unistd.h>
 
-static void print_help(void)
-{
-    printf("mlad %s: inference server for Multi-head Latent Attention models\n\n"
-           "usage: mlad [serve] [--flag VALUE]...\n\n"
-           "Every flag is also an environment variable (--max-num-seqs: MLAD_MAX_NUM_SEQS) and a\n"
-           "line of the --config file (max-num-seqs = 64). The command line wins.\n\n",
-           MLAD_VERSION);
-    options_print_help(stdout);
-}
+/* Words of the command line: the command, what it works on, and flags. */
+struct command {
+    const char *name;
+    const char *operands; /* as --help shows them */
+    int n_operands;
+    const char *help;
+    int (*run)(const struct options *options, char *const *operands);
+};
 
 /* Where the demo model lies: beside an installed binary (PREFIX/bin/mlad) or one in a build tree
  * (build/mlad, build/asan/mlad). NULL when there is none. The caller frees it. */
@@ -59,42 +60,143 @@ static enum log_level level_of(const char *name)
     return level;
 }
 
-static int serve(const struct options *options)
+/* The folder of the model to load, or NULL after saying that there is none. The caller frees it. */
+static char *model_dir_of(const struct options *options)
 {
     char *dir = *options->model ? mem_strdup(options->model) : demo_model_dir();
 
-    log_configure(level_of(options->log_level), strcmp(options->log_format, "json") == 0);
-    if (!dir) {
+    if (!dir)
         fprintf(stderr,
                 "mlad: no --model was given, and the demo model is not beside the binary\n");
-        return EXIT_FAILURE;
-    }
-    int status = daemon_run(options, dir);
+    return dir;
+}
+
+static int run_serve(const struct options *options, char *const *operands)
+{
+    char *dir = model_dir_of(options);
+
+    (void)operands;
+    int status = dir ? daemon_run(options, dir) : EXIT_FAILURE;
     free(dir);
     return status;
 }
 
+static int run_batch(const struct options *options, char *const *operands)
+{
+    char *dir = model_dir_of(options);
+    int status = dir ? (int)batch_run(options, dir, operands[0], operands[1]) : EXIT_FAILURE;
+
+    free(dir);
+    return status;
+}
+
+static int run_healthcheck(const struct options *options, char *const *operands)
+{
+    struct error err;
+
+    (void)operands;
+    if (healthcheck(options, &err) == 0)
+        return EXIT_SUCCESS;
+    fprintf(stderr, "mlad: %s\n", err.message);
+    return EXIT_FAILURE;
+}
+
+static const struct command commands[] = {
+    {"serve", "", 0, "answer requests over HTTP (also without a command)", run_serve},
+    {"batch", " IN.jsonl OUT.jsonl", 2,
+     "answer the lines of an OpenAI batch file (- is standard input or\n"
+     "      output). Started again on the same OUT.jsonl it goes on where it stopped. Exit "
+     "status:\n"
+     "      0 when every line has its answer, 1 when it could not go on, 3 when a signal stopped\n"
+     "      it. --request-timeout-s holds only when it stands on the command line",
+     run_batch},
+    {"healthcheck", "", 0,
+     "ask the daemon at --host and --port whether it lives: exit status 0 or 1", run_healthcheck},
+};
+
+enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
+
+static void print_help(void)
+{
+    printf("mlad %s: inference server for Multi-head Latent Attention models\n\n"
+           "usage: mlad [COMMAND] [--flag VALUE]...\n\n",
+           MLAD_VERSION);
+    for (int i = 0; i < N_COMMANDS; i++)
+        printf("  %s%s\n      %s\n", commands[i].name, commands[i].operands, commands[i].help);
+    printf(
+        "\nEvery flag is also an environment variable (--max-num-seqs: MLAD_MAX_NUM_SEQS) and a\n"
+        "line of the --config file (max-num-seqs = 64). The command line wins.\n\n");
+    options_print_help(stdout);
+}
+
+/* The command that the first word names; serve when it is a flag or there is none. NULL after
+ * saying that there is no such command. */
+static const struct command *find_command(int argc, char *const *argv)
+{
+    if (argc < 2 || argv[1][0] == '-')
+        return &commands[0];
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return &commands[i];
+    fprintf(stderr, "mlad: unknown command \"%s\" (there are:", argv[1]);
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(stderr, "%s %s", i ? "," : "", commands[i].name);
+    fputs(")\n", stderr);
+    return NULL;
+}
+
+static bool is_operand(const char *word)
+{
+    return word[0] != '-' || word[1] == '\0';
+}
+
+/* The settings of the command, from its flags and the other sources. */
+static int load_options(struct options *options, const struct command *command, int n_flags,
+                        char *const *flags, struct error *err)
+{
+    if (command->run != run_batch)
+        return options_load(options, n_flags, flags, err);
+    /* A limit meant for clients that wait doesn't cut the lines of a batch: of all the sources of
+     * this setting only the command line counts, where the last of equal flags wins. */
+    char **all = mem_zalloc((size_t)n_flags + 1, sizeof(*all));
+    static char no_limit[] = "--request-timeout-s=0";
+    all[0] = no_limit;
+    for (int i = 0; i < n_flags; i++)
+        all[1 + i] = flags[i];
+    int rc = options_load(options, n_flags + 1, all, err);
+    free(all);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
+    const struct command *command = find_command(argc, argv);
     struct options options;
     struct error err;
-    int first = argc > 1 && strcmp(argv[1], "serve") == 0 ? 2 : 1;
+    int at = argc > 1 && argv[1][0] != '-' ? 2 : 1, n_operands = 0;
 
-    if (argc > 1 && argv[1][0] != '-' && first == 1) {
-        fprintf(stderr, "mlad: unknown command \"%s\" (there is: serve)\n", argv[1]);
+    if (!command)
         return 2;
-    }
-    if (options_load(&options, argc - first, argv + first, &err)) {
+    char *const *operands = argv + at;
+    while (n_operands < command->n_operands && at < argc && is_operand(argv[at]))
+        n_operands++, at++;
+    if (load_options(&options, command, argc - at, argv + at, &err)) {
         fprintf(stderr, "mlad: %s\n", err.message);
         return 2;
     }
+    log_configure(level_of(options.log_level), strcmp(options.log_format, "json") == 0);
     int status = EXIT_SUCCESS;
-    if (options.help)
+    if (options.help) {
         print_help();
-    else if (options.version)
+    } else if (options.version) {
         printf("mlad %s\n", MLAD_VERSION);
-    else
-        status = serve(&options);
+    } else if (n_operands < command->n_operands) {
+        fprintf(stderr, "mlad: usage: mlad %s%s [--flag VALUE]...\n", command->name,
+                command->operands);
+        status = 2;
+    } else {
+        status = command->run(&options, operands);
+    }
     options_free(&options);
     return status;
 }

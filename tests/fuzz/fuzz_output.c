@@ -10,8 +10,7 @@ enum { N_FORMATS = 6, MAX_BYTES = 4096, MAX_TRACED = 300 };
 
 static const char *const format_names[N_FORMATS] = {"deepseek", "kimi",  "glm",
                                                     "mistral",  "think", "plain"};
-static const char *const around_names[] = {"function", "```json", "```", "functions.",
-                                           ":",        "0",       "1"};
+static const char *const around_names[] = {"function", "```json", "```"};
 
 /* All parts of a text: their texts, one after the other, and where each part begins. */
 struct record {
@@ -40,8 +39,12 @@ static void note(void *arg, const struct output_piece *piece)
     if (r->part != (int)piece->part)
         buffer_printf(&r->parts, "%d at %zu ", (int)piece->part, r->text.len);
     r->part = (int)piece->part;
-    if (piece->len > 0)
+    if (piece->id) { /* the name is a part of it */
+        ASSERT(memmem(piece->id, piece->id_len, piece->text, piece->len));
+        buffer_append(&r->text, piece->id, piece->id_len);
+    } else if (piece->len > 0) {
         buffer_append(&r->text, piece->text, piece->len);
+    }
 }
 
 /* Parses the text in pieces whose lengths go through `lengths` (0: all that is left). */

@@ -393,3 +393,14 @@ def test_an_idle_daemon_ends_at_once(start) -> None:
     server.signal(signal.SIGINT)
     assert server.wait() == 0
     assert "bye" in server.log()
+
+
+def test_sigterm_ends_a_load_that_hangs(loading: Server) -> None:
+    loading.signal()
+    assert loading.wait() == 0  # nobody finishes the load: config.json stays silent
+
+
+def test_sigterm_counts_as_soon_as_the_port_is_open(start) -> None:
+    server = start(wait=False)
+    server.signal()
+    assert server.wait() == 0

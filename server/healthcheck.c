@@ -1,0 +1,143 @@
+#include "server/healthcheck.h"
+
+#include "base/clock.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { TIME_LIMIT_MS = 2500, ANSWER_MAX = 512 };
+
+/* A connection that is tried, and its end of time. */
+struct check {
+    const char *host;
+    int port;
+    int fd;
+    int64_t until_us;
+};
+
+static int late(const struct check *check, struct error *err)
+{
+    return error_set(err, "%s:%d did not answer within %g seconds", check->host, check->port,
+                     TIME_LIMIT_MS * 1e-3);
+}
+
+static int broken(const struct check *check, struct error *err)
+{
+    return error_set(err, "can't reach %s:%d: %s", check->host, check->port, strerror(errno));
+}
+
+/* Waits until the socket can be read or written (POLLIN, POLLOUT). */
+static int await(const struct check *check, short events, struct error *err)
+{
+    struct pollfd socket = {.fd = check->fd, .events = events};
+    int64_t left_us;
+
+    while ((left_us = check->until_us - clock_us()) > 0) {
+        int n = poll(&socket, 1, (int)(left_us / 1000) + 1);
+        if (n > 0)
+            return 0;
+        if (n < 0 && errno != EINTR)
+            return broken(check, err);
+    }
+    return late(check, err);
+}
+
+static int connect_to(struct check *check, const struct addrinfo *address, struct error *err)
+{
+    int failure = 0;
+    socklen_t len = sizeof(failure);
+
+    check->fd = socket(address->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (check->fd < 0)
+        return broken(check, err);
+    if (connect(check->fd, address->ai_addr, address->ai_addrlen) == 0)
+        return 0;
+    if (errno != EINPROGRESS)
+        return broken(check, err);
+    if (await(check, POLLOUT, err))
+        return -1;
+    getsockopt(check->fd, SOL_SOCKET, SO_ERROR, &failure, &len);
+    errno = failure;
+    return failure ? broken(check, err) : 0;
+}
+
+/* The request fits in the buffer of a socket just made, so one send takes it. */
+static int send_request(const struct check *check, struct error *err)
+{
+    static const char request[] = "GET /health HTTP/1.1\r\nHost: localhost\r\n"
+                                  "Connection: close\r\n\r\n";
+    ssize_t n = send(check->fd, request, sizeof(request) - 1, MSG_NOSIGNAL);
+
+    return n == (ssize_t)sizeof(request) - 1 ? 0 : broken(check, err);
+}
+
+/* Reads the status line. */
+static int read_status(const struct check *check, struct error *err)
+{
+    char answer[ANSWER_MAX + 1] = "";
+    size_t len = 0;
+    int status = 0;
+
+    while (len < ANSWER_MAX && !memchr(answer, '\n', len)) {
+        if (await(check, POLLIN, err))
+            return -1;
+        ssize_t n = recv(check->fd, answer + len, ANSWER_MAX - len, 0);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            continue;
+        if (n < 0)
+            return broken(check, err);
+        if (n == 0)
+            break;
+        len += (size_t)n;
+    }
+    if (sscanf(answer, "HTTP/1.%*1[01] %3d", &status) != 1)
+        return error_set(err, "%s:%d does not speak HTTP", check->host, check->port);
+    if (status != 200)
+        return error_set(err, "%s:%d is not healthy: it answers %d", check->host, check->port,
+                         status);
+    return 0;
+}
+
+static int ask(struct check *check, const struct addrinfo *address, struct error *err)
+{
+    int rc = connect_to(check, address, err) || send_request(check, err) || read_status(check, err);
+
+    if (check->fd >= 0)
+        close(check->fd);
+    return rc ? -1 : 0;
+}
+
+/* A daemon that listens on all addresses is asked on the loopback. */
+static const char *reachable(const char *host)
+{
+    if (!*host || strcmp(host, "0.0.0.0") == 0)
+        return "127.0.0.1";
+    return strcmp(host, "::") == 0 ? "::1" : host;
+}
+
+int healthcheck(const struct options *options, struct error *err)
+{
+    struct check check = {.host = reachable(options->host),
+                          .port = (int)options->port,
+                          .until_us = clock_us() + TIME_LIMIT_MS * 1000};
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *addresses;
+    char port[16];
+    int rc = -1;
+
+    if (check.port == 0)
+        return error_set(err, "healthcheck needs the --port that the daemon listens on");
+    snprintf(port, sizeof(port), "%d", check.port);
+    int failure = getaddrinfo(check.host, port, &hints, &addresses);
+    if (failure)
+        return error_set(err, "can't find %s: %s", check.host, gai_strerror(failure));
+    for (const struct addrinfo *at = addresses; at && rc; at = at->ai_next)
+        rc = ask(&check, at, err);
+    freeaddrinfo(addresses);
+    return rc;
+}
