@@ -76,6 +76,14 @@ void json_free(struct json *root)
     cJSON_Delete((cJSON *)root);
 }
 
+struct json *json_copy(const struct json *value)
+{
+    cJSON *copy = value ? cJSON_Duplicate(node(value), 1) : NULL;
+
+    ASSERT(copy || !value);
+    return (struct json *)copy;
+}
+
 enum json_type json_type(const struct json *value)
 {
     const cJSON *v = node(value);

@@ -23,6 +23,9 @@ struct json *json_parse_file(const char *path, size_t max_bytes, struct error *e
 
 void json_free(struct json *root);
 
+/* A document of its own with the same value; NULL for NULL. */
+struct json *json_copy(const struct json *value);
+
 enum json_type json_type(const struct json *value);
 const char *json_type_name(const struct json *value); /* "null", "boolean", "number", ... */
 
@@ -53,8 +56,8 @@ void json_write_string(struct buffer *out, const char *text, long len);
 /* Writes a number that JSON can hold: not finite becomes null. */
 void json_write_number(struct buffer *out, double number);
 
-/* Writes `value` as Python's json.dumps(value, ensure_ascii=False) does, which is how chat templates
- * show JSON to a model: ", " and ": " between, keys in their order, floats by their shortest form.
- * A whole number is written as an integer below 1e21, since 1.0 and 1 are the same value here; and
- * equal keys are all written. */
+/* Writes `value` as Python's json.dumps(value, ensure_ascii=False) does, which is how chat
+ * templates show JSON to a model: ", " and ": " between, keys in their order, floats by their
+ * shortest form. A whole number is written as an integer below 1e21, since 1.0 and 1 are the same
+ * value here; and equal keys are all written. */
 void json_write_python(struct buffer *out, const struct json *value);

@@ -159,14 +159,17 @@ static void take_marker(struct output_parser *p, int marker, size_t len)
             emit_next(p, OUTPUT_CONTENT, len);
         p->in_section = false;
     } else {
+        if (!p->in_section) { /* the call opens one without saying so */
+            p->in_section = true;
+            p->section_used = false;
+        }
         pend_next(p, len);
         p->syntax = &p->format->calls[marker - M_CALL];
         p->state = NAME;
     }
 }
 
-/* ---- states: each returns false to wait for more text -----------------------------------------
- */
+/* ---- states: each returns false to wait for more text ------------------------------------- */
 
 static bool step_start(struct output_parser *p, bool final)
 {

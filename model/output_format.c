@@ -68,6 +68,7 @@ static const struct output_format formats[] = {
         .tokens = {"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"},
         .required = 2,
     },
+    /* Vocabularies that have the tags only, and those that have nothing. */
     {
         .name = "think",
         .think_begin = MARKER_THINK_BEGIN,
@@ -75,7 +76,7 @@ static const struct output_format formats[] = {
         .tokens = {MARKER_THINK_BEGIN, MARKER_THINK_END},
         .required = 2,
     },
-    {.name = "plain"}, /* requires nothing: the last */
+    {.name = "plain"},
 };
 
 enum { N_FORMATS = sizeof(formats) / sizeof(*formats) };

@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,6 +46,7 @@ static const struct field fields[] = {
     {"continue_final_message", FIELD_BOOL, FOR_CHAT, AT(continue_final_message), 0, 0},
     {"include_stop_str_in_output", FIELD_BOOL, FOR_BOTH, AT(stops.include), 0, 0},
     {"logprobs", FIELD_BOOL, FOR_CHAT, AT(logprobs), 0, 0},
+    {"parallel_tool_calls", FIELD_BOOL, FOR_CHAT, AT(parallel_tool_calls), 0, 0},
 };
 
 /* Fields that clients know from other servers and that mlad does not have yet. A value that asks
@@ -52,31 +54,14 @@ static const struct field fields[] = {
 static const struct {
     const char *name, *neutral;
 } unsupported[] = {
-    {"tools", NULL},
-    {"tool_choice", "none"},
-    {"functions", NULL},
-    {"function_call", "none"},
-    {"response_format", "text"},
-    {"structured_outputs", NULL},
-    {"guided_json", NULL},
-    {"guided_regex", NULL},
-    {"guided_choice", NULL},
-    {"guided_grammar", NULL},
-    {"prompt_logprobs", NULL},
-    {"allowed_token_ids", NULL},
-    {"bad_words", NULL},
-    {"truncate_prompt_tokens", NULL},
-    {"return_token_ids", NULL},
-    {"chat_template", NULL},
-    {"chat_template_kwargs", NULL},
-    {"documents", NULL},
-    {"reasoning_effort", "none"},
-    {"suffix", NULL},
-    {"use_beam_search", NULL},
-    {"logits_processors", NULL},
-    {"audio", NULL},
-    {"prediction", NULL},
-    {"web_search_options", NULL},
+    {"functions", NULL},          {"function_call", "none"},    {"response_format", "text"},
+    {"structured_outputs", NULL}, {"guided_json", NULL},        {"guided_regex", NULL},
+    {"guided_choice", NULL},      {"guided_grammar", NULL},     {"prompt_logprobs", NULL},
+    {"allowed_token_ids", NULL},  {"bad_words", NULL},          {"truncate_prompt_tokens", NULL},
+    {"return_token_ids", NULL},   {"chat_template", NULL},      {"chat_template_kwargs", NULL},
+    {"documents", NULL},          {"reasoning_effort", "none"}, {"suffix", NULL},
+    {"use_beam_search", NULL},    {"logits_processors", NULL},  {"audio", NULL},
+    {"prediction", NULL},         {"web_search_options", NULL},
 };
 
 static int wrong_type(struct api_fault *fault, const char *name, const char *expected,
@@ -160,21 +145,104 @@ static bool asks_nothing(const struct json *value, const char *neutral)
 
 static int refuse_unsupported(const struct json *body, struct api_fault *fault)
 {
-    const struct json *tools = json_get(body, "tools");
-    bool has_tools = tools && !asks_nothing(tools, NULL);
-
     for (size_t i = 0; i < sizeof(unsupported) / sizeof(unsupported[0]); i++) {
         const char *name = unsupported[i].name;
         const struct json *value = json_get(body, name);
-        /* "auto" without tools is what some clients always send: it asks for nothing. */
-        const char *neutral = unsupported[i].neutral;
-        if (!has_tools && strcmp(name, "tool_choice") == 0 && json_is(value, JSON_STRING) &&
-            strcmp(json_string(value), "auto") == 0)
-            continue;
-        if (value && !asks_nothing(value, neutral))
+        if (value && !asks_nothing(value, unsupported[i].neutral))
             return api_fault_set(fault, 400, name, "'%s' is not supported by this server.", name);
     }
     return 0;
+}
+
+/* The name of {"type": "function", "function": {"name": …}}, or NULL. */
+static const char *function_name(const struct json *value)
+{
+    const struct json *type = json_get(value, "type");
+    const struct json *name = json_get(json_get(value, "function"), "name");
+
+    if (!json_is(type, JSON_STRING) || strcmp(json_string(type), "function") != 0 ||
+        !json_is(name, JSON_STRING))
+        return NULL;
+    return json_string(name);
+}
+
+/* Function names are what the OpenAI API allows. */
+static bool is_tool_name(const char *name)
+{
+    static const char letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    size_t len = name ? strlen(name) : 0;
+
+    return len > 0 && len <= API_MAX_TOOL_NAME && strspn(name, letters) == len;
+}
+
+static int check_tools(const struct json *tools, struct api_fault *fault)
+{
+    if (!json_is(tools, JSON_ARRAY))
+        return wrong_type(fault, "tools", "a list of tools", tools);
+    if (json_count(tools) > API_MAX_TOOLS)
+        return api_fault_set(fault, 400, "tools", "'tools' may hold at most %d tools.",
+                             API_MAX_TOOLS);
+    for (const struct json *tool = json_first(tools); tool; tool = json_next(tool))
+        if (!is_tool_name(function_name(tool)))
+            return api_fault_set(
+                fault, 400, "tools",
+                "Each of 'tools' must be {\"type\": "
+                "\"function\", \"function\": {\"name\": …}}, with a name of at most "
+                "%d letters, digits, '_', '-' and '.'.",
+                API_MAX_TOOL_NAME);
+    return 0;
+}
+
+/* "none" is left to the caller: it takes the tools away. */
+static int parse_tool_choice(struct api_params *params, const struct json *choice,
+                             struct api_fault *fault)
+{
+    const char *word = json_is(choice, JSON_STRING) ? json_string(choice) : NULL;
+    const char *name = json_is(choice, JSON_OBJECT) ? function_name(choice) : NULL;
+
+    params->tool_choice = TOOL_AUTO;
+    if (!choice || (word && (strcmp(word, "auto") == 0 || strcmp(word, "none") == 0)))
+        return 0;
+    if (word && strcmp(word, "required") == 0) {
+        params->tool_choice = TOOL_REQUIRED;
+        return 0;
+    }
+    for (const struct json *t = name ? json_first(params->tools) : NULL; t; t = json_next(t))
+        if (strcmp(function_name(t), name) == 0) {
+            params->tool_choice = TOOL_NAMED;
+            snprintf(params->tool_name, sizeof(params->tool_name), "%s", name);
+            return 0;
+        }
+    if (name)
+        return api_fault_set(fault, 400, "tool_choice",
+                             "'tool_choice' names '%.64s', which is not "
+                             "among 'tools'.",
+                             name);
+    return api_fault_set(fault, 400, "tool_choice",
+                         "'tool_choice' must be \"auto\", \"none\", "
+                         "\"required\" or {\"type\": \"function\", \"function\": {\"name\": …}}.");
+}
+
+static int parse_tools(struct api_params *params, const struct json *body, struct api_fault *fault)
+{
+    const struct json *tools = present(body, "tools");
+    const struct json *choice = present(body, "tool_choice");
+    bool none = json_is(choice, JSON_STRING) && strcmp(json_string(choice), "none") == 0;
+
+    if (tools && check_tools(tools, fault))
+        return -1;
+    if (!tools || json_count(tools) == 0) {
+        bool idle = !choice || none ||
+                    (json_is(choice, JSON_STRING) && strcmp(json_string(choice), "auto") == 0);
+        if (idle)
+            return 0;
+        return api_fault_set(fault, 400, "tool_choice", "'tool_choice' needs 'tools'.");
+    }
+    if (params->kind != API_CHAT)
+        return api_fault_set(fault, 400, "tools", "'tools' are for chats only.");
+    params->tools = none ? NULL : json_copy(tools);
+    return none ? 0 : parse_tool_choice(params, choice, fault);
 }
 
 static int add_stop(struct api_params *params, const struct json *value, struct api_fault *fault)
@@ -395,6 +463,7 @@ static void set_defaults(struct api_params *params, enum api_kind kind,
         .skip_special_tokens = true,
         .add_special_tokens = true,
         .add_generation_prompt = true,
+        .parallel_tool_calls = true,
     };
 }
 
@@ -436,7 +505,8 @@ int api_params_parse(struct api_params *params, const struct json *body, enum ap
         parse_stop(params, body, fault) || parse_stop_tokens(params, body, config, fault) ||
         parse_logit_bias(params, body, config, fault) || parse_logprobs(params, body, fault) ||
         parse_stream_options(params, body, fault) || parse_seed(params, body, fault) ||
-        parse_service(params, body, fault) || check_together(params, body, fault)) {
+        parse_service(params, body, fault) || parse_tools(params, body, fault) ||
+        check_together(params, body, fault)) {
         api_params_free(params);
         return -1;
     }
@@ -448,4 +518,6 @@ void api_params_free(struct api_params *params)
     for (int i = 0; i < params->stops.n; i++)
         free(params->stops.text[i]);
     params->stops.n = 0;
+    json_free(params->tools);
+    params->tools = NULL;
 }

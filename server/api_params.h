@@ -14,7 +14,13 @@
 
 enum api_kind { API_CHAT, API_COMPLETION };
 
-enum { API_MAX_CHOICES = 64, API_MAX_PROMPTS = 256 };
+enum { API_MAX_CHOICES = 64, API_MAX_PROMPTS = 256, API_MAX_TOOLS = 128, API_MAX_TOOL_NAME = 64 };
+
+enum tool_choice {
+    TOOL_AUTO,     /* the model decides */
+    TOOL_REQUIRED, /* some tool is called */
+    TOOL_NAMED,    /* this one is called */
+};
 
 struct api_params {
     enum api_kind kind;
@@ -31,6 +37,10 @@ struct api_params {
     bool add_special_tokens;    /* completions: bos in front */
     bool add_generation_prompt; /* chat */
     bool continue_final_message;
+    struct json *tools; /* the request's, when it may call them; owned; NULL: none */
+    enum tool_choice tool_choice;
+    char tool_name[API_MAX_TOOL_NAME + 1]; /* TOOL_NAMED */
+    bool parallel_tool_calls;
     int32_t priority;
     uint64_t cache_salt;
     int64_t timeout_us; /* 0: the server's own limit */

@@ -84,11 +84,10 @@ static int parse_message(const struct json *value, size_t index, struct chat_mes
                              "string.",
                              index);
     const struct json *calls = json_get(value, "tool_calls");
-    if (calls && json_type(calls) != JSON_NULL && json_count(calls) > 0)
-        return api_fault_set(fault, 400, "messages",
-                             "messages[%zu]: 'tool_calls' is not supported "
-                             "by this server.",
+    if (calls && json_type(calls) != JSON_NULL && !json_is(calls, JSON_ARRAY))
+        return api_fault_set(fault, 400, "messages", "messages[%zu]: 'tool_calls' must be a list.",
                              index);
+    message->tool_calls = json_is(calls, JSON_ARRAY) && json_count(calls) ? calls : NULL;
     message->role = json_string(role);
     message->content = message_text(json_get(value, "content"), fault);
     return message->content ? 0 : -1;
@@ -118,6 +117,30 @@ static int parse_messages(const struct json *body, struct chat_message **message
     return 0;
 }
 
+/* Whether a message that is continued stopped while thinking. */
+static bool is_open_reasoning(const char *content)
+{
+    return strncmp(content, "<think>", 7) == 0 && !strstr(content, "</think>");
+}
+
+/* A call that must come is begun in the prompt. */
+static int force_call(const struct api_params *params, const struct engine_model *model,
+                      struct prompt *prompt, struct api_fault *fault)
+{
+    const char *name = params->tool_choice == TOOL_NAMED ? params->tool_name : NULL;
+    struct buffer text;
+    struct error err;
+
+    buffer_init(&text, 1 << 16);
+    if (output_force_call(model->output_format, model->tokenizer, name, &prompt->tokens, &text,
+                          &err)) {
+        buffer_free(&text);
+        return encode_fault(model, &prompt->tokens, "tool_choice", &err, fault);
+    }
+    prompt->forced = text.data;
+    return 0;
+}
+
 static int chat_prompt(const struct json *body, const struct api_params *params,
                        const struct engine_model *model, struct prompt *prompt,
                        struct api_fault *fault)
@@ -135,11 +158,16 @@ static int chat_prompt(const struct json *body, const struct api_params *params,
         struct chat_options options = {
             .add_generation_prompt = params->add_generation_prompt,
             .continue_final_message = params->continue_final_message,
+            .tools = params->tools,
         };
         rc = chat_encode(model->tokenizer, messages, n, options, &prompt->tokens, &err);
         if (rc)
             encode_fault(model, &prompt->tokens, "messages", &err, fault);
     }
+    if (rc == 0 && params->tools && params->tool_choice != TOOL_AUTO)
+        rc = force_call(params, model, prompt, fault);
+    if (rc == 0 && params->continue_final_message)
+        prompt->open_reasoning = is_open_reasoning(messages[n - 1].content);
     for (size_t i = 0; i < n; i++)
         free((char *)messages[i].content);
     free(messages);

@@ -166,9 +166,11 @@ static void write_usage(struct buffer *out, const struct reply_usage *usage)
 {
     buffer_printf(out,
                   "{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d,"
-                  "\"prompt_tokens_details\":{\"cached_tokens\":%d}}",
+                  "\"prompt_tokens_details\":{\"cached_tokens\":%d},"
+                  "\"completion_tokens_details\":{\"reasoning_tokens\":%d}}",
                   usage->prompt_tokens, usage->completion_tokens,
-                  usage->prompt_tokens + usage->completion_tokens, usage->cached_tokens);
+                  usage->prompt_tokens + usage->completion_tokens, usage->cached_tokens,
+                  usage->reasoning_tokens);
 }
 
 /* {"id":…,"object":…,"created":…,"model":…,"choices":[ */
@@ -181,16 +183,40 @@ static void write_head(struct buffer *out, const struct reply_head *head, const 
     buffer_append_str(out, ",\"choices\":[");
 }
 
+/* ,"reasoning_content":…,"reasoning":…,"tool_calls":[…]: those that are there. */
+static void write_message_parts(struct buffer *out, const struct reply_choice *choice)
+{
+    static const char *const names[] = {"reasoning_content", "reasoning"};
+
+    for (size_t i = 0; choice->reasoning_len && i < 2; i++) {
+        buffer_printf(out, ",\"%s\":", names[i]);
+        json_write_string(out, choice->reasoning, (long)choice->reasoning_len);
+    }
+    if (choice->calls_len) {
+        buffer_append_str(out, ",\"tool_calls\":[");
+        buffer_append(out, choice->calls, choice->calls_len);
+        buffer_append_str(out, "]");
+    }
+}
+
 static void write_delta(struct buffer *out, const struct reply_choice *choice)
 {
-    buffer_append_str(out, ",\"delta\":{");
+    bool parts = choice->reasoning_len || choice->calls_len;
+    struct buffer delta;
+
+    buffer_init(&delta, out->max);
     if (choice->with_role)
-        buffer_append_str(out, "\"role\":\"assistant\",\"content\":");
-    else if (choice->text_len || !choice->finish_reason)
-        buffer_append_str(out, "\"content\":");
-    if (choice->with_role || choice->text_len || !choice->finish_reason)
-        json_write_string(out, choice->text, (long)choice->text_len);
+        buffer_append_str(&delta, ",\"role\":\"assistant\"");
+    if (choice->with_role || choice->text_len || (!parts && !choice->finish_reason)) {
+        buffer_append_str(&delta, ",\"content\":");
+        json_write_string(&delta, choice->text, (long)choice->text_len);
+    }
+    write_message_parts(&delta, choice);
+    buffer_append_str(out, ",\"delta\":{");
+    if (delta.len)
+        buffer_append(out, delta.data + 1, delta.len - 1); /* without the first comma */
     buffer_append_str(out, "}");
+    buffer_free(&delta);
 }
 
 void reply_write_chunk(struct buffer *out, const struct reply_head *head,
@@ -239,7 +265,11 @@ void reply_add_choice(struct buffer *out, const struct reply_head *head,
     buffer_printf(out, "%s{\"index\":%d", first ? "" : ",", choice->index);
     if (head->kind == API_CHAT) {
         buffer_append_str(out, ",\"message\":{\"role\":\"assistant\",\"content\":");
-        json_write_string(out, choice->text, (long)choice->text_len);
+        if (choice->text_len || !choice->calls_len)
+            json_write_string(out, choice->text, (long)choice->text_len);
+        else
+            buffer_append_str(out, "null");
+        write_message_parts(out, choice);
         buffer_append_str(out, ",\"refusal\":null}");
     } else {
         buffer_append_str(out, ",\"text\":");

@@ -18,7 +18,7 @@ struct reply_head {
 };
 
 struct reply_usage {
-    int32_t prompt_tokens, cached_tokens, completion_tokens;
+    int32_t prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens;
 };
 
 /* Log-probabilities of tokens, kept as the JSON they will be sent as. */
@@ -41,6 +41,10 @@ struct reply_choice {
     int32_t index;
     const char *text;
     size_t text_len;
+    const char *reasoning; /* chat: what the model thought */
+    size_t reasoning_len;
+    const char *calls; /* chat: entries of "tool_calls", as JSON without brackets */
+    size_t calls_len;
     bool with_role;                  /* chat stream: the first delta */
     const struct reply_logprobs *lp; /* NULL: null */
     const char *finish_reason;       /* NULL: null */

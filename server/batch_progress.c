@@ -83,8 +83,9 @@ void batch_progress_tick(struct batch_progress *progress, const struct batch_cou
     buffer_printf(&text, ", %.0f tokens/s", tokens_per_second(progress, counts, now));
     int64_t left = seconds_left(counts, now);
     if (left >= 0) {
-        buffer_append_str(&text, ", ready in ");
+        buffer_append_str(&text, ", ");
         append_duration(&text, left);
+        buffer_append_str(&text, " left");
     }
     /* The cursor stays in front, so that a log line begins in the first column. */
     if (progress->terminal)

@@ -150,6 +150,9 @@ static int load(struct engine *e, struct error *err)
     info->tokenizer = tokenizer_load(e->dir, err);
     if (!info->tokenizer)
         return -1;
+    info->output_format = output_format_find(info->tokenizer);
+    info->n_marker_ids =
+        output_format_marker_ids(info->output_format, info->tokenizer, info->marker_ids);
     if (size_engine(e, &sc, err))
         return -1;
     e->sched = scheduler_new(&sc);

@@ -16,6 +16,7 @@
 #include "config/options.h"
 #include "kernels/sampling.h"
 #include "model/config.h"
+#include "model/output.h"
 #include "model/tokenizer.h"
 
 #include <stdbool.h>
@@ -82,6 +83,9 @@ struct engine_model {
     int32_t max_model_len;
     int32_t kv_pages;
     const char *backend; /* name */
+    const struct output_format *output_format;
+    int32_t marker_ids[OUTPUT_MAX_MARKERS]; /* of the format */
+    int n_marker_ids;
 };
 
 /* Starts the thread, which loads the model `dir` first. `wake(arg)` is called, on the engine's

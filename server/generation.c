@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/panic.h"
 #include "server/api_reply.h"
+#include "server/message.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -26,7 +27,7 @@ struct choice {
     int prompt;  /* index of its prompt */
     uint64_t id; /* the engine's; 0 once it is over */
     struct text_stream text;
-    struct buffer content; /* the whole text, or in a stream what the next chunk will carry */
+    struct message message;
     struct reply_logprobs logprobs;
     size_t text_chars; /* of all tokens so far */
     int32_t n_tokens;
@@ -60,7 +61,8 @@ struct generations {
     struct choice **by_slot; /* which choice an engine slot belongs to */
     struct generation *first;
     int n_active;
-    struct buffer scratch; /* one chunk */
+    struct buffer scratch;  /* one chunk */
+    struct buffer released; /* text on its way from a text_stream to a message */
 
     /* How far apart sequences end, smoothed: for Retry-After. */
     int64_t last_end_us;
@@ -72,6 +74,7 @@ void prompts_free(struct prompt *prompts, int n)
     for (int i = 0; i < n; i++) {
         token_list_free(&prompts[i].tokens);
         free(prompts[i].echo);
+        free(prompts[i].forced);
     }
     free(prompts);
 }
@@ -87,6 +90,7 @@ struct generations *generations_new(struct engine *engine, struct metrics *metri
     all->model_name = model_name;
     all->by_slot = mem_zalloc((size_t)engine_slots(engine), sizeof(struct choice *));
     buffer_init(&all->scratch, ANSWER_MAX);
+    buffer_init(&all->released, ANSWER_MAX);
     return all;
 }
 
@@ -94,6 +98,7 @@ void generations_free(struct generations *all)
 {
     ASSERT(!all->first);
     buffer_free(&all->scratch);
+    buffer_free(&all->released);
     free(all->by_slot);
     free(all);
 }
@@ -172,21 +177,39 @@ static bool choice_add_text(struct choice *c, const struct sampling_result *resu
         reply_logprobs_add(&c->logprobs, c->gen->params.kind, tok, result, c->text_chars);
     if (!c->text.skip_special || !tokenizer_is_special(tok, result->token))
         c->text_chars += count_chars(bytes, len);
-    return text_stream_push(&c->text, result->token, &c->content);
+    struct buffer *released = &c->gen->all->released;
+    buffer_clear(released);
+    bool stopped = text_stream_push(&c->text, result->token, released);
+    message_push(&c->message, released->data ? released->data : "", released->len, 1);
+    return stopped;
 }
 
 static void choice_init(struct choice *c, struct generation *gen, int index)
 {
-    const char *echo;
+    const struct engine_model *model = engine_model(gen->all->engine);
+    const struct api_params *params = &gen->params;
+    bool chat = params->kind == API_CHAT;
+    struct output_options options = {
+        .split_reasoning = true,
+        .open_reasoning = gen->prompts[index / params->n].open_reasoning,
+        .parse_calls = params->tools != NULL,
+        .tools = params->tools,
+    };
 
-    *c = (struct choice){.gen = gen, .index = index, .prompt = index / gen->params.n};
-    text_stream_init(&c->text, engine_model(gen->all->engine)->tokenizer, &gen->params.stops,
-                     gen->params.skip_special_tokens);
-    buffer_init(&c->content, TEXT_MAX);
+    *c = (struct choice){.gen = gen, .index = index, .prompt = index / params->n};
+    const struct prompt *prompt = &gen->prompts[c->prompt];
+    text_stream_init(&c->text, model->tokenizer, &params->stops, params->skip_special_tokens);
+    if (chat) {
+        c->text.shown = model->marker_ids;
+        c->text.n_shown = model->n_marker_ids;
+    }
+    message_init(&c->message, chat ? model->output_format : output_format_by_name("plain"), options,
+                 params->stream);
     reply_logprobs_init(&c->logprobs);
-    echo = gen->prompts[c->prompt].echo;
-    if (gen->params.echo && echo)
-        buffer_append_str(&c->content, echo);
+    if (params->echo && prompt->echo)
+        message_push(&c->message, prompt->echo, strlen(prompt->echo), 0);
+    if (prompt->forced)
+        message_push(&c->message, prompt->forced, strlen(prompt->forced), 0);
 }
 
 /* How many tokens to generate where `room` fit. A completion that doesn't say gets 16, as the
@@ -237,6 +260,7 @@ static struct reply_usage usage_of(const struct generation *gen)
         usage.prompt_tokens += (int32_t)gen->prompts[i].tokens.len;
     for (int i = 0; i < gen->n_choices; i++) {
         usage.completion_tokens += gen->choices[i].n_tokens;
+        usage.reasoning_tokens += gen->choices[i].message.reasoning_tokens;
         if (i % gen->params.n == 0)
             usage.cached_tokens += gen->choices[i].cached_tokens;
     }
@@ -245,10 +269,16 @@ static struct reply_usage usage_of(const struct generation *gen)
 
 static struct reply_choice reply_of(const struct choice *c)
 {
+    const struct message *m = &c->message;
+
     return (struct reply_choice){
         .index = c->index,
-        .text = c->content.data ? c->content.data : "",
-        .text_len = c->content.len,
+        .text = m->content.data ? m->content.data : "",
+        .text_len = m->content.len,
+        .reasoning = m->reasoning.data,
+        .reasoning_len = m->reasoning.len,
+        .calls = m->calls.data,
+        .calls_len = m->calls.len,
         .lp = c->gen->params.logprobs ? &c->logprobs : NULL,
         .finish_reason = c->finish_reason,
     };
@@ -277,12 +307,12 @@ static void stream_choice(struct choice *c)
                           gen->params.continuous_usage ? &usage : NULL, gen->params.include_usage);
         c->role_sent = true;
     }
-    if (reply.text_len || reply.finish_reason || c->logprobs.n) {
+    if (message_has_delta(&c->message) || reply.finish_reason || c->logprobs.n) {
         if (!c->logprobs.n)
             reply.lp = NULL;
         reply_write_chunk(&gen->all->scratch, &head, &reply,
                           gen->params.continuous_usage ? &usage : NULL, gen->params.include_usage);
-        buffer_clear(&c->content);
+        message_clear_delta(&c->message);
         reply_logprobs_clear(&c->logprobs);
     }
     stream_scratch(gen);
@@ -376,7 +406,7 @@ static void generation_free(struct generation *gen)
     gen->all->n_active--;
     for (int i = 0; i < gen->n_choices; i++) {
         text_stream_free(&gen->choices[i].text);
-        buffer_free(&gen->choices[i].content);
+        message_free(&gen->choices[i].message);
         reply_logprobs_free(&gen->choices[i].logprobs);
     }
     free(gen->choices);
@@ -524,9 +554,14 @@ static void choice_finish(struct choice *c, const char *reason, enum request_out
 {
     struct generation *gen = c->gen;
 
-    text_stream_finish(&c->text, &c->content);
+    struct buffer *released = &gen->all->released;
+
+    buffer_clear(released);
+    text_stream_finish(&c->text, released);
+    message_push(&c->message, released->data ? released->data : "", released->len, 0);
+    message_finish(&c->message);
     note_end(gen->all);
-    c->finish_reason = reason;
+    c->finish_reason = outcome == OUTCOME_STOP && c->message.n_calls ? "tool_calls" : reason;
     choice_count(c, outcome);
     choice_detach(c, cancel);
     if (gen->params.stream)
@@ -548,7 +583,10 @@ static void handle_token(struct choice *c, const struct engine_event *event)
         choice_finish(c, "stop", OUTCOME_STOP, false);
     else if (event->token.finish == FINISH_LENGTH)
         choice_finish(c, "length", OUTCOME_LENGTH, false);
-    else if (c->gen->params.stream && (c->content.len || c->logprobs.n || !c->role_sent))
+    else if (c->message.n_ended && !c->gen->params.parallel_tool_calls)
+        choice_finish(c, "stop", OUTCOME_STOP, true); /* one call was asked for */
+    else if (c->gen->params.stream &&
+             (message_has_delta(&c->message) || c->logprobs.n || !c->role_sent))
         stream_choice(c);
 }
 

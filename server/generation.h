@@ -21,7 +21,9 @@ struct generations; /* all that are in flight */
 /* One prompt of a request. */
 struct prompt {
     struct token_list tokens;
-    char *echo; /* the text `echo` repeats, or NULL */
+    char *echo;          /* the text `echo` repeats, or NULL */
+    bool open_reasoning; /* it ends inside what the model thinks */
+    char *forced;        /* the end of the prompt that is the beginning of the answer, or NULL */
 };
 
 void prompts_free(struct prompt *prompts, int n);

@@ -96,7 +96,7 @@ static int read_status(const struct check *check, struct error *err)
             break;
         len += (size_t)n;
     }
-    if (sscanf(answer, "HTTP/1.%*1[01] %3d", &status) != 1)
+    if (sscanf(answer, "HTTP/1.%*1[01] %3d", &status) != 1 || status < 100)
         return error_set(err, "%s:%d does not speak HTTP", check->host, check->port);
     if (status != 200)
         return error_set(err, "%s:%d is not healthy: it answers %d", check->host, check->port,

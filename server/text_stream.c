@@ -82,9 +82,13 @@ static bool settle(struct text_stream *stream, struct buffer *out)
 
 bool text_stream_push(struct text_stream *stream, int32_t token, struct buffer *out)
 {
+    bool skip = stream->skip_special;
+
     if (stream->stopped)
         return true;
-    detokenizer_push(&stream->detok, stream->tok, token, stream->skip_special, &stream->held);
+    for (int i = 0; skip && i < stream->n_shown; i++)
+        skip = stream->shown[i] != token;
+    detokenizer_push(&stream->detok, stream->tok, token, skip, &stream->held);
     return settle(stream, out);
 }
 

@@ -22,6 +22,8 @@ struct text_stream {
     struct detokenizer detok;
     struct buffer held; /* decoded, not released */
     bool skip_special;
+    const int32_t *shown; /* special tokens that are text all the same: markers of the format */
+    int n_shown;
     bool stopped; /* a stop string came: nothing more is released */
 };
 

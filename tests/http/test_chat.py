@@ -310,7 +310,10 @@ def check_chat_is(server: Server, messages: list, prompt: list[int], **fields) -
     chat = server.post(CHAT, {"messages": messages} | limits | fields).json()
     plain = server.post(COMPLETIONS, {"prompt": prompt} | limits).json()
     assert chat["usage"]["prompt_tokens"] == len(prompt)
-    assert chat["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
+    message = chat["choices"][0]["message"]
+    thought = message.get("reasoning_content")
+    opened = f"<think>{thought}</think>" if thought else ""
+    assert opened + message["content"] == plain["choices"][0]["text"]
 
 
 def test_a_conversation_becomes_the_models_chat_format(server: Server) -> None:

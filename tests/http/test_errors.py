@@ -105,7 +105,10 @@ BAD_CHAT_FIELDS = [
     ("max_completion_tokens", 0),
     ("add_generation_prompt", "yes"),
     ("continue_final_message", "yes"),
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tools", [{"type": "function", "function": {"name": "no spaces"}}]),
+    ("tools", [{"type": "function"}]),
+    ("tools", "all"),
+    ("tool_choice", "required"),
     ("tool_choice", "required"),
     ("response_format", {"type": "json_object"}),
     ("reasoning_effort", "high"),
@@ -322,7 +325,7 @@ def test_another_model_is_not_found(server: Server, client: openai.OpenAI) -> No
     check_error(reply, 404, "invalid_request_error", "model", "model_not_found")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/completions/", "/v1/modelss", "/x"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/chat", "/v1/completions/", "/v1/modelss", "/x"])
 def test_another_path_is_not_found(server: Server, path: str) -> None:
     for method in ("GET", "POST"):
         check_error(server.request(method, path), 404, "invalid_request_error", None)

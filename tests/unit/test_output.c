@@ -213,6 +213,8 @@ START_TEST(test_text_around_calls_is_content)
     check("deepseek", ALL,
           "<think>why</think>Look.\n\n" CALLS CALL "f" SEP "{}" CALL_END CALLS_END "\nDone.",
           "R(why)C(Look.\n\n)N0(f)A0({})E0C(\nDone.)");
+    check("deepseek", ALL, CALLS CALL "f" SEP "{}" CALL_END CALLS_END "x" CALLS_END,
+          "N0(f)A0({})E0C(x" CALLS_END ")");
     check("deepseek", ALL,
           CALLS CALL "f" SEP "1" CALL_END " and " CALL "g" SEP "2" CALL_END CALLS_END,
           "N0(f)A0(1)E0C( and )N1(g)A1(2)E1");
@@ -265,6 +267,8 @@ START_TEST(test_arguments_are_not_looked_at)
 {
     check("deepseek", ALL, CALLS CALL "f" SEP " not <JSON> \n" CALL_END CALLS_END,
           "N0(f)A0( not <JSON> \n)E0");
+    check("deepseek", ALL, CALLS CALL "f" SEP "{" SEP "}" CALL_END CALLS_END,
+          "N0(f)A0({" SEP "})E0");
 }
 END_TEST
 
@@ -301,6 +305,7 @@ START_TEST(test_calls_after_what_is_none_are_found)
     check("deepseek", ALL, CALLS CALL "f" CALL "g" SEP "{}" CALL_END CALLS_END,
           "C(" CALLS CALL "f)N0(g)A0({})E0");
     check("deepseek", ALL, CALL "f" SEP "{}" CALL_END "x", "N0(f)A0({})E0C(x)");
+    check("deepseek", ALL, CALL "f" SEP "{}" CALL_END CALLS_END "x", "N0(f)A0({})E0C(x)");
     check("deepseek", ALL, CALLS "x" CALLS_END CALLS CALL "f" SEP "{}" CALL_END CALLS_END,
           "C(" CALLS "x" CALLS_END ")N0(f)A0({})E0");
 }
@@ -463,6 +468,32 @@ START_TEST(test_parts_come_out_as_soon_as_they_are_certain)
     check_stream(REASONING,
                  (const char *const[]){"a", "C(a)", CALLS "<｜t", "C(" CALLS "<｜t)", NULL});
     check_stream(OPEN, (const char *const[]){"a", "R(a)", "<think", "R(<think)", NULL});
+}
+END_TEST
+
+/* What 300 times the byte after the text releases before the end. */
+static void check_released(const char *before, const char *bytes, size_t held)
+{
+    struct output_parser *p = output_parser_new(output_format_by_name("deepseek"), ALL);
+    struct shown shown;
+
+    buffer_init(&shown.text, 1 << 12);
+    shown_clear(&shown);
+    output_parser_push(p, before, strlen(before), show, &shown);
+    for (size_t i = 0; i < 300; i++) {
+        ck_assert_int_eq(shown.text.len > 0, i > held);
+        output_parser_push(p, bytes, 1, show, &shown);
+    }
+    ck_assert_uint_eq(shown.text.len, 3 + strlen(before) + 300);
+    output_parser_free(p);
+    buffer_free(&shown.text);
+}
+
+START_TEST(test_text_is_released_when_it_is_too_long_for_a_call)
+{
+    check_released(CALLS CALL, "f", 256);
+    check_released(CALLS, " ", 64);
+    check_released("", " ", 64);
 }
 END_TEST
 
@@ -660,6 +691,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_glm_values_without_a_type_are_json_or_text);
     tcase_add_test(tcase, test_glm_calls_cut_short_keep_what_there_is);
     tcase_add_test(tcase, test_parts_come_out_as_soon_as_they_are_certain);
+    tcase_add_test(tcase, test_text_is_released_when_it_is_too_long_for_a_call);
     tcase_add_test(tcase, test_vocabulary_decides_for_the_format);
     tcase_add_test(tcase, test_formats_say_what_they_have);
     tcase_add_test(tcase, test_markers_are_known_by_their_ids);

@@ -1,0 +1,200 @@
+#include "model/vocabulary_trie.h"
+
+#include "base/memory.h"
+#include "base/utf8.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { TOKEN_MAX_BYTES = 1024 }; /* longer tokens are never allowed */
+
+/* One token while the trie is built. */
+struct entry {
+    const char *bytes;
+    size_t len;
+    int32_t id;
+};
+
+static int compare_entries(const void *a, const void *b)
+{
+    const struct entry *x = a, *y = b;
+    int order = memcmp(x->bytes, y->bytes, x->len < y->len ? x->len : y->len);
+
+    if (order == 0)
+        order = (x->len > y->len) - (x->len < y->len);
+    return order ? order : (x->id > y->id) - (x->id < y->id);
+}
+
+bool vocabulary_is_plain(uint32_t c)
+{
+    return c >= 0x20 && c != '"' && c != '\\' && c != 0x2028 && c != 0x2029;
+}
+
+static bool is_plain_token(const struct entry *e)
+{
+    uint32_t codepoint;
+    size_t characters = 0;
+
+    for (size_t at = 0; at < e->len; characters++) {
+        int size = utf8_decode(e->bytes + at, e->len - at, &codepoint);
+        if (size <= 0 || !vocabulary_is_plain(codepoint))
+            return false;
+        at += (size_t)size;
+    }
+    return characters <= PLAIN_MAX_CHARACTERS;
+}
+
+/* Whether the tokenizer takes the token's own text for a marker: as user text it becomes something
+ * else. */
+static bool is_marker(const struct tokenizer *tok, const struct entry *e)
+{
+    char first = e->bytes[0], last = e->bytes[e->len - 1];
+    struct token_list ids;
+    struct error err;
+    bool found[2] = {false, false};
+
+    if (!(first == '<' && last == '>') && !(first == '[' && last == ']'))
+        return false;
+    for (int as_text = 0; as_text < 2; as_text++) {
+        token_list_init(&ids, TOKEN_MAX_BYTES);
+        enum encode_mode mode = as_text ? ENCODE_TEXT_ONLY : ENCODE_WITH_SPECIALS;
+        if (tokenizer_encode(tok, e->bytes, e->len, mode, &ids, &err) == 0)
+            found[as_text] = ids.len == 1 && ids.ids[0] == e->id;
+        token_list_free(&ids);
+    }
+    return found[0] && !found[1];
+}
+
+/* The ordinary tokens in ascending order of their bytes; `*count` of them. */
+static struct entry *collect_entries(const struct vocabulary_trie *trie, size_t *count)
+{
+    int32_t known = tokenizer_size(trie->tok);
+    struct entry *entries = mem_zalloc((size_t)known + 1, sizeof(*entries));
+
+    *count = 0;
+    for (int32_t id = 0; id < known && id < trie->size; id++) {
+        struct entry e = {.id = id};
+        e.bytes = tokenizer_bytes(trie->tok, id, &e.len);
+        if (e.len == 0 || e.len > TOKEN_MAX_BYTES || tokenizer_is_special(trie->tok, id) ||
+            vocabulary_trie_is_end(trie, id) || is_marker(trie->tok, &e))
+            continue;
+        trie->ordinary[id] = true;
+        entries[(*count)++] = e;
+    }
+    qsort(entries, *count, sizeof(*entries), compare_entries);
+    return entries;
+}
+
+/* Arranges sorted entries; with `skip_plain`, all but those in the mask of plain tokens. */
+static void build_nodes(struct vocabulary_trie *trie, const struct entry *entries, size_t count,
+                        bool skip_plain, struct trie_nodes *out)
+{
+    uint32_t path[TOKEN_MAX_BYTES + 1] = {0}; /* the node of each depth on the way to the last */
+    const struct entry *last = NULL;
+    size_t cap = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        const struct entry *e = &entries[i];
+        size_t shared = 0;
+        if (skip_plain && trie->plain[e->id / 32] >> e->id % 32 & 1)
+            continue;
+        while (last && shared < last->len && shared < e->len &&
+               last->bytes[shared] == e->bytes[shared])
+            shared++;
+        if (last && shared == e->len) { /* sorted: then the two are equal */
+            trie->same[last->id] = e->id;
+            last = e;
+            continue;
+        }
+        for (size_t d = shared + 1; last && d <= last->len; d++)
+            out->nodes[path[d]].skip = out->count;
+        for (size_t d = shared + 1; d <= e->len; d++) {
+            if (out->count == cap) {
+                cap = cap ? 2 * cap : 1024;
+                out->nodes = mem_resize(out->nodes, cap, sizeof(*out->nodes));
+            }
+            path[d] = out->count;
+            out->nodes[out->count++] = (struct trie_node){
+                .token = -1, .depth = (uint16_t)d, .byte = (uint8_t)e->bytes[d - 1]};
+        }
+        out->nodes[path[e->len]].token = e->id;
+        trie->depth = e->len > trie->depth ? (uint32_t)e->len : trie->depth;
+        last = e;
+    }
+    for (size_t d = 1; last && d <= last->len; d++)
+        out->nodes[path[d]].skip = out->count;
+}
+
+/* Every byte that UTF-8 uses needs a token. */
+static int check_bytes(const struct entry *entries, size_t count, struct error *err)
+{
+    bool there[256] = {false};
+
+    for (size_t i = 0; i < count; i++)
+        if (entries[i].len == 1)
+            there[(uint8_t)entries[i].bytes[0]] = true;
+    for (unsigned byte = 0; byte < 0xF5; byte++)
+        if (!there[byte] && byte != 0xC0 && byte != 0xC1)
+            return error_set(err,
+                             "structured output needs a token for every byte, and the vocabulary "
+                             "has none for the byte 0x%02X",
+                             byte);
+    return 0;
+}
+
+struct vocabulary_trie *vocabulary_trie_new(const struct tokenizer *tok, int32_t size,
+                                            const int32_t *end_tokens, size_t end_tokens_n,
+                                            struct error *err)
+{
+    struct vocabulary_trie *trie = mem_zalloc(1, sizeof(*trie));
+    size_t count;
+
+    *trie = (struct vocabulary_trie){.tok = tok,
+                                     .size = size,
+                                     .mask_words = ((size_t)size + 31) / 32,
+                                     .end_tokens_n = end_tokens_n};
+    trie->plain = mem_zalloc(trie->mask_words + 1, sizeof(*trie->plain));
+    trie->same = mem_zalloc((size_t)size + 1, sizeof(*trie->same));
+    trie->ordinary = mem_zalloc((size_t)size + 1, sizeof(*trie->ordinary));
+    trie->end_tokens = mem_copy(end_tokens, end_tokens_n * sizeof(*end_tokens));
+    memset(trie->same, 0xFF, ((size_t)size + 1) * sizeof(*trie->same));
+    int rc = end_tokens_n ? 0 : error_set(err, "structured output needs a token that ends a text");
+    for (size_t i = 0; i < end_tokens_n && !rc; i++)
+        if (end_tokens[i] < 0 || end_tokens[i] >= size)
+            rc = error_set(err, "the end token %d is not below %d", end_tokens[i], size);
+
+    struct entry *entries = collect_entries(trie, &count);
+    for (size_t i = 0; i < count; i++)
+        if (is_plain_token(&entries[i]))
+            trie->plain[entries[i].id / 32] |= 1U << entries[i].id % 32;
+    build_nodes(trie, entries, count, false, &trie->all);
+    build_nodes(trie, entries, count, true, &trie->not_plain);
+    if (!rc)
+        rc = check_bytes(entries, count, err);
+    free(entries);
+    if (!rc)
+        return trie;
+    vocabulary_trie_free(trie);
+    return NULL;
+}
+
+void vocabulary_trie_free(struct vocabulary_trie *trie)
+{
+    if (!trie)
+        return;
+    free(trie->all.nodes);
+    free(trie->not_plain.nodes);
+    free(trie->plain);
+    free(trie->same);
+    free(trie->ordinary);
+    free(trie->end_tokens);
+    free(trie);
+}
+
+bool vocabulary_trie_is_end(const struct vocabulary_trie *trie, int32_t id)
+{
+    for (size_t i = 0; i < trie->end_tokens_n; i++)
+        if (trie->end_tokens[i] == id)
+            return true;
+    return false;
+}

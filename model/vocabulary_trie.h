@@ -1,0 +1,62 @@
+/* The bytes of a vocabulary, arranged so that all tokens that may come next are found in one walk.
+ *
+ * Only ordinary tokens are in it: no special token, none that a chat format uses as a marker. The
+ * tokens that end a text are known by their ids.
+ *
+ * Nodes stand in depth-first order with the length of the subtree, so that a walk is a loop over an
+ * array: a byte that does not fit skips the subtree. There are two such arrays: of all tokens, and
+ * of all but the "plain" ones, which are whole characters that stand for themselves inside of a
+ * JSON string. Where any plain character may come, those are allowed by one `or` of their mask, and
+ * the walk is over the small rest.
+ *
+ * Built once for a tokenizer; immutable after that, shared by any number of threads. */
+#pragma once
+
+#include "base/error.h"
+#include "model/tokenizer.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Longer plain tokens are treated as not plain. */
+enum { PLAIN_MAX_CHARACTERS = 32 };
+
+struct trie_node {
+    uint32_t skip;  /* index of the node after the subtree */
+    int32_t token;  /* that ends here, or -1 */
+    uint16_t depth; /* bytes from the root; the first node of a token has 1 */
+    uint8_t byte;
+};
+
+struct trie_nodes {
+    struct trie_node *nodes;
+    uint32_t count;
+};
+
+struct vocabulary_trie {
+    struct trie_nodes all, not_plain;
+    uint32_t depth;    /* of the deepest node */
+    int32_t size;      /* ids are below */
+    size_t mask_words; /* of a mask over all ids: bit id % 32 of word id / 32 */
+    uint32_t *plain;   /* mask of the plain tokens */
+    int32_t *same;     /* by id: the next id with the same bytes, or -1 */
+    bool *ordinary;    /* by id: whether it is in the trie */
+    const struct tokenizer *tok;
+    int32_t *end_tokens;
+    size_t end_tokens_n;
+};
+
+/* `size`: rows of the model's output (ids past the tokenizer's are never allowed); `tok` must
+ * outlive the trie. NULL and a sentence when an end token is out of range, or when a byte of UTF-8
+ * has no token of its own: then a text could come to a point where no token fits. */
+struct vocabulary_trie *vocabulary_trie_new(const struct tokenizer *tok, int32_t size,
+                                            const int32_t *end_tokens, size_t end_tokens_n,
+                                            struct error *err);
+void vocabulary_trie_free(struct vocabulary_trie *trie);
+
+/* Whether the character stands for itself in a JSON string, and is matched by `.` in a pattern. */
+bool vocabulary_is_plain(uint32_t codepoint);
+
+/* Whether the id is one of the tokens that end a text. */
+bool vocabulary_trie_is_end(const struct vocabulary_trie *trie, int32_t id);
