@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { GRAMMAR_MAX_SOURCE = 1 << 20 }; /* bytes */
+enum { GRAMMAR_MAX_SOURCE = 1 << 18 }; /* bytes */
 
 enum grammar_kind {
     GRAMMAR_JSON_OBJECT, /* any JSON object; has no source */

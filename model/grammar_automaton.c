@@ -408,11 +408,13 @@ static void allow_same(const struct vocabulary_trie *trie, uint32_t *mask, int32
         allow(mask, token);
 }
 
-/* Walks over the nodes of a trie; only those at its first level with `single_bytes`. Ways that
- * would take the walk past `MAX_MASK_WORK` are left out; returns whether that was so. */
-static bool walk_nodes(struct automaton *a, int32_t state, const struct trie_nodes *trie,
-                       bool single_bytes, uint32_t *mask)
+/* Walks over the nodes of the trie, but not into subtrees of plain tokens of up to `room`
+ * characters; with `single_bytes`, only over those at the first level. Ways that would take the
+ * walk past MAX_MASK_WORK are left out; returns whether that was so. */
+static bool walk_nodes(struct automaton *a, int32_t state, uint32_t room, bool single_bytes,
+                       uint32_t *mask)
 {
+    const struct vocabulary_trie *trie = a->trie;
     const uint8_t *class_of = a->rules->class_of;
     uint32_t work = 0;
     bool cut = false;
@@ -421,6 +423,10 @@ static bool walk_nodes(struct automaton *a, int32_t state, const struct trie_nod
     a->way[0] = state;
     for (uint32_t i = 0; i < trie->count;) {
         const struct trie_node *node = &trie->nodes[i];
+        if (node->plain <= room) {
+            i = node->skip;
+            continue;
+        }
         int32_t to = next_by_class(a, a->way[node->depth - 1], class_of[node->byte]);
         struct state *s = &a->t.states[to];
         if (to != STATE_DEAD && s->walk != a->walk) {
@@ -434,7 +440,7 @@ static bool walk_nodes(struct automaton *a, int32_t state, const struct trie_nod
         }
         a->way[node->depth] = to;
         if (node->token >= 0)
-            allow_same(a->trie, mask, node->token);
+            allow_same(trie, mask, node->token);
         i = single_bytes ? node->skip : i + 1;
     }
     return cut;
@@ -443,13 +449,12 @@ static bool walk_nodes(struct automaton *a, int32_t state, const struct trie_nod
 static void fill_mask(struct automaton *a, int32_t state, uint32_t *mask)
 {
     const struct vocabulary_trie *trie = a->trie;
-    bool plain = a->t.states[state].room >= PLAIN_MAX_CHARACTERS && !a->truncated;
+    uint32_t room = a->truncated ? 0 : a->t.states[state].room;
 
-    memset(mask, 0, trie->mask_words * sizeof(*mask));
-    if (plain)
-        memcpy(mask, trie->plain, trie->mask_words * sizeof(*mask));
-    if (walk_nodes(a, state, plain ? &trie->not_plain : &trie->all, false, mask))
-        walk_nodes(a, state, &trie->all, true, mask); /* the bytes at least: never a dead end */
+    room = room < PLAIN_MAX_CHARACTERS ? room : PLAIN_MAX_CHARACTERS;
+    memcpy(mask, trie->plain + room * trie->mask_words, trie->mask_words * sizeof(*mask));
+    if (walk_nodes(a, state, room, false, mask))
+        walk_nodes(a, state, room, true, mask); /* the bytes at least: never a dead end */
     for (size_t i = 0; a->t.states[state].accepting && i < trie->end_tokens_n; i++)
         allow(mask, trie->end_tokens[i]);
 }

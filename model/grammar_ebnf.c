@@ -1,6 +1,7 @@
 #include "model/grammar_ebnf.h"
 
 #include "base/utf8.h"
+#include "model/hash_map.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -9,6 +10,7 @@ enum {
     EBNF_MAX_DEPTH = 100,   /* of parentheses */
     EBNF_MAX_NODES = 16384, /* of all sequences and alternatives going on */
     NAME_MAX = 100,
+    NAME_SLOTS = 4 * RULES_MAX,
 };
 
 struct parser {
@@ -18,6 +20,7 @@ struct parser {
     unsigned depth;
     uint32_t nodes[EBNF_MAX_NODES]; /* a stack: those that are to become one */
     uint32_t nodes_n;
+    uint32_t slots[NAME_SLOTS]; /* by hash of a name: the rule, plus one; 0: free */
 };
 
 static uint32_t fail(struct parser *p, const char *what)
@@ -103,10 +106,15 @@ static bool at_rule(struct parser *p)
 /* The rule of that name, which is declared at its first use. */
 static uint32_t find_rule(struct parser *p, const char *name)
 {
-    for (uint32_t i = 0; i < p->rules->roots_n; i++)
-        if (strcmp(p->rules->names[i], name) == 0)
-            return i;
-    return rules_declare(p->rules, name);
+    uint32_t slot = (uint32_t)hash_bytes(name, strlen(name), 0) % NAME_SLOTS;
+
+    for (; p->slots[slot]; slot = (slot + 1) % NAME_SLOTS)
+        if (strcmp(p->rules->names[p->slots[slot] - 1], name) == 0)
+            return p->slots[slot] - 1;
+    uint32_t rule = rules_declare(p->rules, name);
+    if (!p->rules->failed)
+        p->slots[slot] = rule + 1;
+    return rule;
 }
 
 /* ---- characters ---- */

@@ -3,8 +3,9 @@
 
 #include "model/grammar_rules.h"
 
-#define NUMBER_LIMIT 1e18 /* all numbers that are made with a bound are below, without their sign  \
-                           */
+#define NUMBER_LIMIT                                                                               \
+    1e18 /* all numbers that are made with a bound are below, without their sign                   \
+          */
 
 enum { NUMBER_MAX_DIGITS = 18, NUMBER_MAX_MULTIPLES = 4096, NUMBER_MAX_DIVISOR = 128 };
 

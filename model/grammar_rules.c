@@ -461,6 +461,10 @@ int rules_finish(struct rules *r, uint32_t root, struct error *err)
         settle(r, order, count, update_measures);
     if (!r->failed && r->nodes[root].height > GRAMMAR_MAX_DEPTH)
         rules_fail(r, "no text can match it: it needs itself without end, or nests too deeply");
+    for (uint32_t i = 0; i < count && !r->failed; i++)
+        if (r->nodes[order[i]].height <= GRAMMAR_MAX_DEPTH &&
+            r->nodes[order[i]].shortest > RULES_MAX_SHORTEST)
+            rules_fail(r, "it asks for more than %d bytes at a place", (int)RULES_MAX_SHORTEST);
     if (!r->failed)
         find_classes(r, order, count);
     free(order);

@@ -11,7 +11,7 @@
  * there as the bytes of their UTF-8 (grammar_text.h).
  *
  * Building is bounded, and an error sticks: the first one is kept, and from then on every builder
- * gives node 0. A compiler builds freely, stops early where rules_failed says so, and ends with
+ * gives node 0. A compiler builds freely, stops early where `failed` is set, and ends with
  * rules_finish. */
 #pragma once
 
@@ -26,6 +26,7 @@ enum {
     RULES_MAX_NODES = 1 << 17,    /* nodes, and children of nodes */
     RULES_MAX_BYTES = 1 << 20,    /* of literal text */
     GRAMMAR_MAX_DEPTH = 256,      /* of a stack; a JSON value inside of another takes three */
+    RULES_MAX_SHORTEST = 1 << 23, /* bytes that a node may need at least */
     NODE_EMPTY = 0,               /* the empty text */
     HEIGHT_INFINITE = UINT16_MAX, /* of a node that no finite text matches */
 };
@@ -121,7 +122,8 @@ static inline uint32_t rules_optional(struct rules *rules, uint32_t node)
 }
 
 /* Makes `root` the start and works out what holds of each node. -1 with a sentence when building
- * failed, a rule is left recursive, or no finite text matches. The rules are immutable after. */
+ * failed, a rule is left recursive, or no finite text matches, or only ones that are too long. The
+ * rules are immutable after. */
 int rules_finish(struct rules *rules, uint32_t root, struct error *err);
 
 /* The number of nodes that `node` begins with, contains or refers to, and each of them. */

@@ -307,7 +307,7 @@ static uint32_t choice_node(struct schema_compiler *c, const char *keyword, cons
     if (!json_is(list, JSON_ARRAY) || !json_first(list) || json_count(list) > SCHEMA_MAX_PROPERTIES)
         return rules_fail(c->rules, "\"%s\" must be an array of 1 to %d schemas", keyword,
                           (int)SCHEMA_MAX_PROPERTIES);
-    if (keyword[0] == 'o' && !all_disjoint(c, list))
+    if (keyword[0] == 'o' && (json_count(list) > SCHEMA_MAX_ONE_OF || !all_disjoint(c, list)))
         return rules_fail(c->rules, "\"oneOf\" is supported where its schemas are seen to exclude "
                                     "each other, by their types or by different values of a "
                                     "required property; \"anyOf\" may do");

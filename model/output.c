@@ -122,7 +122,7 @@ static void fall_back(struct output_parser *p)
     p->state = CONTENT;
 }
 
-/* ---- markers ------------------------------------------------------------------------------ */
+/* ---- markers -------------------------------------------------------------------------------- */
 
 enum { M_SECTION_BEGIN, M_SECTION_END, M_CALL, M_LAST_CALL, M_NAME_END, M_END, M_LAST_END, N_M };
 
@@ -169,7 +169,7 @@ static void take_marker(struct output_parser *p, int marker, size_t len)
     }
 }
 
-/* ---- states: each returns false to wait for more text ------------------------------------- */
+/* ---- states: each returns false to wait for more text --------------------------------------- */
 
 static bool step_start(struct output_parser *p, bool final)
 {

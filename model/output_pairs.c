@@ -82,7 +82,7 @@ static void write_value(struct pairs *pairs, struct buffer *out)
     json_free(value);
 }
 
-/* ---- states: each uses up some of the text, or waits for more (0) ---------------------------- */
+/* ---- states: each uses up some of the text, or waits for more (0) --------------------------- */
 
 static size_t read_outside(struct pairs *pairs, const char *text, size_t len, bool final,
                            struct buffer *out, bool *ended)

@@ -9,6 +9,7 @@ enum {
     SCHEMA_MAX_PARTS = 16,        /* of a set */
     SCHEMA_MAX_PROPERTIES = 1000, /* of an object */
     SCHEMA_MAX_VALUES = 16384,    /* of an enum */
+    SCHEMA_MAX_ONE_OF = 128,      /* schemas of a oneOf, which are compared with each other */
 };
 
 /* Schemas that all have to hold of one value: one alone, or those that allOf, $ref with siblings,

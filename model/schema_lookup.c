@@ -5,7 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_REFERENCES = 16, TEXT_MAX = 1 << 20 };
+enum {
+    MAX_REFERENCES = 16,
+    MAX_PAIRS = 1024, /* of values that are compared to see that they differ */
+    TEXT_MAX = 1 << 20,
+};
 
 struct keyword {
     const char *name;
@@ -207,6 +211,10 @@ static const struct json *next_value(const struct json *schema, const struct jso
 static bool values_disjoint(const struct json *a, const struct json *b)
 {
     if (!first_value(a) || !first_value(b))
+        return false;
+    if (json_count(json_get(a, "enum") ? json_get(a, "enum") : a) *
+            json_count(json_get(b, "enum") ? json_get(b, "enum") : b) >
+        MAX_PAIRS)
         return false;
     for (const struct json *x = first_value(a); x; x = next_value(a, x))
         for (const struct json *y = first_value(b); y; y = next_value(b, y))

@@ -13,6 +13,7 @@ struct entry {
     const char *bytes;
     size_t len;
     int32_t id;
+    uint8_t plain; /* characters of a plain token, or NOT_PLAIN */
 };
 
 static int compare_entries(const void *a, const void *b)
@@ -30,18 +31,19 @@ bool vocabulary_is_plain(uint32_t c)
     return c >= 0x20 && c != '"' && c != '\\' && c != 0x2028 && c != 0x2029;
 }
 
-static bool is_plain_token(const struct entry *e)
+/* The number of characters of a plain token, or NOT_PLAIN. */
+static uint8_t plain_length(const struct entry *e)
 {
     uint32_t codepoint;
-    size_t characters = 0;
+    uint8_t characters = 0;
 
     for (size_t at = 0; at < e->len; characters++) {
         int size = utf8_decode(e->bytes + at, e->len - at, &codepoint);
-        if (size <= 0 || !vocabulary_is_plain(codepoint))
-            return false;
+        if (size <= 0 || !vocabulary_is_plain(codepoint) || characters == PLAIN_MAX_CHARACTERS)
+            return NOT_PLAIN;
         at += (size_t)size;
     }
-    return characters <= PLAIN_MAX_CHARACTERS;
+    return characters;
 }
 
 /* Whether the tokenizer takes the token's own text for a marker: as user text it becomes something
@@ -78,6 +80,7 @@ static struct entry *collect_entries(const struct vocabulary_trie *trie, size_t 
         if (e.len == 0 || e.len > TOKEN_MAX_BYTES || tokenizer_is_special(trie->tok, id) ||
             vocabulary_trie_is_end(trie, id) || is_marker(trie->tok, &e))
             continue;
+        e.plain = plain_length(&e);
         trie->ordinary[id] = true;
         entries[(*count)++] = e;
     }
@@ -85,9 +88,8 @@ static struct entry *collect_entries(const struct vocabulary_trie *trie, size_t 
     return entries;
 }
 
-/* Arranges sorted entries; with `skip_plain`, all but those in the mask of plain tokens. */
-static void build_nodes(struct vocabulary_trie *trie, const struct entry *entries, size_t count,
-                        bool skip_plain, struct trie_nodes *out)
+/* Makes the nodes of sorted entries. */
+static void build_nodes(struct vocabulary_trie *trie, const struct entry *entries, size_t count)
 {
     uint32_t path[TOKEN_MAX_BYTES + 1] = {0}; /* the node of each depth on the way to the last */
     const struct entry *last = NULL;
@@ -96,8 +98,6 @@ static void build_nodes(struct vocabulary_trie *trie, const struct entry *entrie
     for (size_t i = 0; i < count; i++) {
         const struct entry *e = &entries[i];
         size_t shared = 0;
-        if (skip_plain && trie->plain[e->id / 32] >> e->id % 32 & 1)
-            continue;
         while (last && shared < last->len && shared < e->len &&
                last->bytes[shared] == e->bytes[shared])
             shared++;
@@ -107,22 +107,40 @@ static void build_nodes(struct vocabulary_trie *trie, const struct entry *entrie
             continue;
         }
         for (size_t d = shared + 1; last && d <= last->len; d++)
-            out->nodes[path[d]].skip = out->count;
+            trie->nodes[path[d]].skip = trie->count;
         for (size_t d = shared + 1; d <= e->len; d++) {
-            if (out->count == cap) {
+            if (trie->count == cap) {
                 cap = cap ? 2 * cap : 1024;
-                out->nodes = mem_resize(out->nodes, cap, sizeof(*out->nodes));
+                trie->nodes = mem_resize(trie->nodes, cap, sizeof(*trie->nodes));
             }
-            path[d] = out->count;
-            out->nodes[out->count++] = (struct trie_node){
+            path[d] = trie->count;
+            trie->nodes[trie->count++] = (struct trie_node){
                 .token = -1, .depth = (uint16_t)d, .byte = (uint8_t)e->bytes[d - 1]};
         }
-        out->nodes[path[e->len]].token = e->id;
+        trie->nodes[path[e->len]].token = e->id;
+        trie->nodes[path[e->len]].plain = e->plain;
         trie->depth = e->len > trie->depth ? (uint32_t)e->len : trie->depth;
         last = e;
     }
     for (size_t d = 1; last && d <= last->len; d++)
-        out->nodes[path[d]].skip = out->count;
+        trie->nodes[path[d]].skip = trie->count;
+}
+
+/* Spreads `plain` from the nodes of tokens to those above, and makes the masks. */
+static void mark_plain(struct vocabulary_trie *trie, const struct entry *entries, size_t count)
+{
+    uint8_t below[TOKEN_MAX_BYTES + 2] = {0}; /* by depth: the largest since the last node above */
+
+    for (uint32_t i = trie->count; i-- > 0;) { /* those below a node come after it */
+        struct trie_node *n = &trie->nodes[i];
+        n->plain = below[n->depth + 1] > n->plain ? below[n->depth + 1] : n->plain;
+        below[n->depth + 1] = 0;
+        below[n->depth] = n->plain > below[n->depth] ? n->plain : below[n->depth];
+    }
+    for (size_t i = 0; i < count; i++)
+        for (size_t room = entries[i].plain; room <= PLAIN_MAX_CHARACTERS; room++)
+            trie->plain[room * trie->mask_words + (size_t)entries[i].id / 32] |=
+                1U << entries[i].id % 32;
 }
 
 /* Every byte that UTF-8 uses needs a token. */
@@ -153,7 +171,8 @@ struct vocabulary_trie *vocabulary_trie_new(const struct tokenizer *tok, int32_t
                                      .size = size,
                                      .mask_words = ((size_t)size + 31) / 32,
                                      .end_tokens_n = end_tokens_n};
-    trie->plain = mem_zalloc(trie->mask_words + 1, sizeof(*trie->plain));
+    trie->plain =
+        mem_zalloc((PLAIN_MAX_CHARACTERS + 1UL) * trie->mask_words + 1, sizeof(*trie->plain));
     trie->same = mem_zalloc((size_t)size + 1, sizeof(*trie->same));
     trie->ordinary = mem_zalloc((size_t)size + 1, sizeof(*trie->ordinary));
     trie->end_tokens = mem_copy(end_tokens, end_tokens_n * sizeof(*end_tokens));
@@ -164,11 +183,8 @@ struct vocabulary_trie *vocabulary_trie_new(const struct tokenizer *tok, int32_t
             rc = error_set(err, "the end token %d is not below %d", end_tokens[i], size);
 
     struct entry *entries = collect_entries(trie, &count);
-    for (size_t i = 0; i < count; i++)
-        if (is_plain_token(&entries[i]))
-            trie->plain[entries[i].id / 32] |= 1U << entries[i].id % 32;
-    build_nodes(trie, entries, count, false, &trie->all);
-    build_nodes(trie, entries, count, true, &trie->not_plain);
+    build_nodes(trie, entries, count);
+    mark_plain(trie, entries, count);
     if (!rc)
         rc = check_bytes(entries, count, err);
     free(entries);
@@ -182,8 +198,7 @@ void vocabulary_trie_free(struct vocabulary_trie *trie)
 {
     if (!trie)
         return;
-    free(trie->all.nodes);
-    free(trie->not_plain.nodes);
+    free(trie->nodes);
     free(trie->plain);
     free(trie->same);
     free(trie->ordinary);

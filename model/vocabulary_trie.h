@@ -4,10 +4,11 @@
  * tokens that end a text are known by their ids.
  *
  * Nodes stand in depth-first order with the length of the subtree, so that a walk is a loop over an
- * array: a byte that does not fit skips the subtree. There are two such arrays: of all tokens, and
- * of all but the "plain" ones, which are whole characters that stand for themselves inside of a
- * JSON string. Where any plain character may come, those are allowed by one `or` of their mask, and
- * the walk is over the small rest.
+ * array: a byte that does not fit skips the subtree.
+ *
+ * "Plain" tokens are whole characters that stand for themselves inside of a JSON string. Where n
+ * plain characters may come, all plain tokens of up to n are allowed by one `or` of their mask, and
+ * the walk skips the subtrees that hold nothing else: most of a vocabulary.
  *
  * Built once for a tokenizer; immutable after that, shared by any number of threads. */
 #pragma once
@@ -20,28 +21,26 @@
 #include <stdint.h>
 
 /* Longer plain tokens are treated as not plain. */
-enum { PLAIN_MAX_CHARACTERS = 32 };
+enum { PLAIN_MAX_CHARACTERS = 32, NOT_PLAIN = 255 };
 
 struct trie_node {
     uint32_t skip;  /* index of the node after the subtree */
     int32_t token;  /* that ends here, or -1 */
     uint16_t depth; /* bytes from the root; the first node of a token has 1 */
     uint8_t byte;
-};
-
-struct trie_nodes {
-    struct trie_node *nodes;
-    uint32_t count;
+    uint8_t
+        plain; /* the subtree has only plain tokens, of up to so many characters; or NOT_PLAIN */
 };
 
 struct vocabulary_trie {
-    struct trie_nodes all, not_plain;
+    struct trie_node *nodes;
+    uint32_t count;
     uint32_t depth;    /* of the deepest node */
     int32_t size;      /* ids are below */
     size_t mask_words; /* of a mask over all ids: bit id % 32 of word id / 32 */
-    uint32_t *plain;   /* mask of the plain tokens */
-    int32_t *same;     /* by id: the next id with the same bytes, or -1 */
-    bool *ordinary;    /* by id: whether it is in the trie */
+    uint32_t *plain; /* PLAIN_MAX_CHARACTERS + 1 masks: [n] of plain tokens of up to n characters */
+    int32_t *same;   /* by id: the next id with the same bytes, or -1 */
+    bool *ordinary;  /* by id: whether it is in the trie */
     const struct tokenizer *tok;
     int32_t *end_tokens;
     size_t end_tokens_n;

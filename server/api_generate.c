@@ -1,5 +1,6 @@
 #include "server/api_generate.h"
 
+#include "server/api_constraint.h"
 #include "server/api_prompt.h"
 
 #include <string.h>
@@ -44,9 +45,10 @@ struct generation *api_generate(const struct api_service *service, const struct 
 {
     const struct engine_model *model = engine_model(service->engine);
     struct generation *gen = NULL;
+    struct constraint *constraint = NULL;
+    struct prompt *prompts = NULL;
     struct api_params params;
-    struct prompt *prompts;
-    int n_prompts;
+    int n_prompts = 0;
 
     if (!json_is(body, JSON_OBJECT)) {
         api_fault_set(fault, 400, NULL, "The body must be a JSON object, not %s.",
@@ -56,13 +58,16 @@ struct generation *api_generate(const struct api_service *service, const struct 
     if (api_check_model(service, body, fault) ||
         api_params_parse(&params, body, kind_of(body), &model->config, fault))
         return NULL;
-    if (api_prompts_parse(body, &params, model, &prompts, &n_prompts, fault) == 0) {
-        gen = generations_start(service->generations, answer, &params, prompts, n_prompts, fault);
-        if (!gen)
+    if (api_constraint_parse(body, &params, model, service->grammars, &constraint, fault) == 0 &&
+        api_prompts_parse(body, &params, model, &prompts, &n_prompts, fault) == 0)
+        gen = generations_start(service->generations, answer, &params, prompts, n_prompts,
+                                constraint, fault);
+    constraint_free(constraint);
+    if (!gen) {
+        if (prompts)
             prompts_free(prompts, n_prompts);
-    }
-    if (!gen)
         api_params_free(&params);
+    }
     return gen;
 }
 

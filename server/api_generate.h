@@ -13,6 +13,7 @@ struct api_service {
     const char *model_name;
     struct engine *engine; /* must be ready */
     struct generations *generations;
+    struct grammar_cache *grammars;
 };
 
 /* Which API a body is for. */

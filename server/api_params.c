@@ -54,14 +54,21 @@ static const struct field fields[] = {
 static const struct {
     const char *name, *neutral;
 } unsupported[] = {
-    {"functions", NULL},          {"function_call", "none"},    {"response_format", "text"},
-    {"structured_outputs", NULL}, {"guided_json", NULL},        {"guided_regex", NULL},
-    {"guided_choice", NULL},      {"guided_grammar", NULL},     {"prompt_logprobs", NULL},
-    {"allowed_token_ids", NULL},  {"bad_words", NULL},          {"truncate_prompt_tokens", NULL},
-    {"return_token_ids", NULL},   {"chat_template", NULL},      {"chat_template_kwargs", NULL},
-    {"documents", NULL},          {"reasoning_effort", "none"}, {"suffix", NULL},
-    {"use_beam_search", NULL},    {"logits_processors", NULL},  {"audio", NULL},
-    {"prediction", NULL},         {"web_search_options", NULL},
+    {"functions", NULL},
+    {"function_call", "none"},
+    {"prompt_logprobs", NULL},
+    {"truncate_prompt_tokens", NULL},
+    {"return_token_ids", NULL},
+    {"chat_template", NULL},
+    {"chat_template_kwargs", NULL},
+    {"documents", NULL},
+    {"reasoning_effort", "none"},
+    {"suffix", NULL},
+    {"use_beam_search", NULL},
+    {"logits_processors", NULL},
+    {"audio", NULL},
+    {"prediction", NULL},
+    {"web_search_options", NULL},
 };
 
 static int wrong_type(struct api_fault *fault, const char *name, const char *expected,

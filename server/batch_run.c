@@ -26,6 +26,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/panic.h"
+#include "server/api_constraint.h"
 #include "server/api_generate.h"
 #include "server/batch_output.h"
 #include "server/batch_progress.h"
@@ -633,6 +634,7 @@ static bool run_loop(struct batch_run *run, const char *model_dir)
     run->work = loop_idle_new(run->loop, on_work, run);
     run->metrics = metrics_new(run->service.model_name);
     run->service.engine = engine_start(run->options, model_dir, wake, run);
+    run->service.grammars = grammar_cache_new();
     run->service.generations =
         generations_new(run->service.engine, run->metrics, run->service.model_name, run->options);
     run->tick = loop_timer_start(run->loop, TICK_MS, TICK_MS, on_tick, run);
@@ -647,6 +649,7 @@ static bool run_loop(struct batch_run *run, const char *model_dir)
     loop_timer_stop(run->tick);
     loop_idle_free(run->work);
     generations_free(run->service.generations);
+    grammar_cache_free(run->service.grammars);
     if (!engine_stop(run->service.engine))
         return false;
     metrics_free(run->metrics);

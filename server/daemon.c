@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "server/api.h"
+#include "server/api_constraint.h"
 #include "server/loop.h"
 
 #include <signal.h>
@@ -234,6 +235,7 @@ static void serve(struct daemon *d)
         return;
     d->exit_status = 0;
     d->api.service.engine = engine_start(d->api.options, d->api.model_dir, wake, d);
+    d->api.service.grammars = grammar_cache_new();
     d->api.service.generations =
         generations_new(d->api.service.engine, d->api.metrics, d->model_name, d->api.options);
     d->last_tick_us = clock_us();
@@ -244,6 +246,7 @@ static void serve(struct daemon *d)
     loop_timer_stop(d->tick);
     http_stop(d->api.http);
     generations_free(d->api.service.generations);
+    grammar_cache_free(d->api.service.grammars);
     if (!engine_stop(d->api.service.engine)) {
         log_warning("the engine is stuck (in a read of the model's files?): leaving it behind");
         _exit(d->exit_status);

@@ -40,6 +40,7 @@ struct engine_seq {
     struct engine_request *request;
     int32_t n_generated;
     bool admitted;
+    struct constraint_state constraint;
 };
 
 struct engine {
@@ -68,6 +69,8 @@ struct engine {
     struct scheduler *sched;
     struct batch *batch;
     struct sampling_result *results; /* of one step */
+    uint32_t *masks;                 /* (max_running, SAMPLING_MASK_WORDS(vocab)) */
+    int32_t n_constrained;           /* sequences that have a constraint */
     struct engine_seq *seqs;         /* by slot */
 };
 
@@ -166,6 +169,12 @@ static int load(struct engine *e, struct error *err)
     });
     info->backend = e->be->ops->name;
     e->results = mem_zalloc((size_t)sc.max_running, sizeof(*e->results));
+    e->masks = mem_zalloc((size_t)sc.max_running * SAMPLING_MASK_WORDS(info->config.vocab_size),
+                          sizeof(*e->masks));
+    info->trie = vocabulary_trie_new(info->tokenizer, info->config.vocab_size, info->config.eos,
+                                     (size_t)info->config.n_eos, err);
+    if (!info->trie)
+        log_warning("structured output is not possible with this model: %s", err->message);
     e->model = model_load(e->dir, &info->config, e->be, &e->stopping, err);
     if (!e->model || model_reserve(e->model, scheduler_limits(e->sched), sc.kv_pages, err))
         return -1;
@@ -190,6 +199,9 @@ static void end_seq(struct engine *e, int32_t slot)
 {
     struct engine_seq *seq = &e->seqs[slot];
 
+    if (seq->request->constraint)
+        e->n_constrained--;
+    constraint_end(&seq->constraint);
     scheduler_remove(e->sched, slot);
     e->be->ops->sampler_close(e->be, slot);
     engine_request_free(seq->request);
@@ -202,6 +214,9 @@ static void start_seq(struct engine *e, uint64_t id, struct engine_request *requ
 
     ASSERT(e->seqs[slot].id == 0);
     e->seqs[slot] = (struct engine_seq){.id = id, .request = request};
+    constraint_begin(&e->seqs[slot].constraint, request->constraint);
+    if (request->constraint)
+        e->n_constrained++;
     scheduler_add(e->sched, slot, request->tokens, request->n_tokens, request->max_tokens,
                   request->priority, request->cache_salt);
     e->be->ops->sampler_open(e->be, slot, &request->sampling, request->tokens, request->n_tokens);
@@ -239,13 +254,15 @@ static void announce_admissions(struct engine *e)
     }
 }
 
-static enum finish_reason finish_of(const struct engine_seq *seq, int32_t token)
+static enum finish_reason finish_of(struct engine_seq *seq, int32_t token)
 {
     const struct sampling_params *sampling = &seq->request->sampling;
 
     for (int32_t i = 0; i < sampling->n_stop_tokens; i++)
         if (sampling->stop_tokens[i] == token && seq->n_generated > sampling->min_tokens)
             return FINISH_STOP;
+    if (constraint_accept(&seq->constraint, token))
+        return FINISH_COMPLETE;
     return seq->n_generated == seq->request->max_tokens ? FINISH_LENGTH : FINISH_NONE;
 }
 
@@ -290,6 +307,22 @@ static void emit_step(struct engine *e, int64_t step_us)
     emit(e, (struct engine_event){.type = ENGINE_STEP, .step = step});
 }
 
+/* The masks of the step's logit rows; NULL when no sequence has a constraint. */
+static const uint32_t *make_masks(struct engine *e)
+{
+    int32_t vocab = e->model_info.config.vocab_size;
+
+    if (e->n_constrained == 0)
+        return NULL;
+    for (int32_t i = 0; i < e->batch->n_logits; i++) {
+        int32_t slot = batch_logits(e->batch)[i].slot, n;
+        const int32_t *generated = scheduler_generated(e->sched, slot, &n);
+        constraint_mask(&e->seqs[slot].constraint, generated, n, vocab,
+                        e->masks + (size_t)i * SAMPLING_MASK_WORDS(vocab));
+    }
+    return e->masks;
+}
+
 /* One step, if there is anything to run. -1 when the device failed. */
 static int run_step(struct engine *e, struct error *err)
 {
@@ -301,7 +334,7 @@ static int run_step(struct engine *e, struct error *err)
         return 0;
     announce_admissions(e);
     struct tensor logits = model_forward(e->model, e->batch);
-    op->sample(e->be, logits, NULL, e->results);
+    op->sample(e->be, logits, make_masks(e), e->results);
     if (op->finish(e->be, err))
         return -1;
     scheduler_advance(e->sched, e->batch);
@@ -397,11 +430,14 @@ bool engine_stop(struct engine *e)
     if (e->be)
         e->be->ops->close(e->be);
     scheduler_free(e->sched);
+    if (e->model_info.trie)
+        vocabulary_trie_free(e->model_info.trie);
     tokenizer_free(e->model_info.tokenizer);
     queue_free(e->commands);
     queue_free(e->events);
     free(e->batch);
     free(e->results);
+    free(e->masks);
     free(e->seqs);
     free(e->loop_slots);
     free(e->free_slots);
@@ -429,6 +465,7 @@ void engine_request_free(struct engine_request *request)
 {
     if (!request)
         return;
+    constraint_free(request->constraint);
     free(request->tokens);
     free(request);
 }

@@ -18,6 +18,7 @@
 #include "model/config.h"
 #include "model/output.h"
 #include "model/tokenizer.h"
+#include "server/constraint.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -35,9 +36,15 @@ struct engine_request {
     int32_t priority;   /* smaller is earlier */
     uint64_t cache_salt;
     struct sampling_params sampling; /* its stop_tokens also end the sequence */
+    struct constraint *constraint;   /* owned; NULL: none */
 };
 
-enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH };
+enum finish_reason {
+    FINISH_NONE,
+    FINISH_STOP,     /* by a stop token: part of the tokens, not of the text */
+    FINISH_COMPLETE, /* nothing may follow by the request's constraint */
+    FINISH_LENGTH,
+};
 
 enum engine_event_type {
     ENGINE_READY,     /* the model is loaded */
@@ -69,7 +76,7 @@ struct engine_event {
         int32_t cached_tokens; /* ENGINE_ADMITTED: prompt tokens found in the prefix cache */
         struct {
             struct sampling_result result;
-            enum finish_reason finish; /* a stop token is part of the tokens, not of the text */
+            enum finish_reason finish;
         } token;
         struct engine_step step;
         struct error error; /* ENGINE_FAILED */
@@ -80,6 +87,7 @@ struct engine_event {
 struct engine_model {
     struct model_config config;
     struct tokenizer *tokenizer;
+    struct vocabulary_trie *trie; /* for grammars */
     int32_t max_model_len;
     int32_t kv_pages;
     const char *backend; /* name */

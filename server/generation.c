@@ -466,14 +466,17 @@ static int check_queue(struct generations *all, int wanted, struct api_fault *fa
     return -1;
 }
 
-static void generation_submit(struct generation *gen)
+static void generation_submit(struct generation *gen, const struct constraint *constraint)
 {
     struct generations *all = gen->all;
 
     for (int i = 0; i < gen->n_choices; i++) {
         struct choice *c = &gen->choices[i];
         choice_init(c, gen, i);
-        c->id = engine_submit(all->engine, choice_request(c));
+        struct engine_request *request = choice_request(c);
+        request->constraint =
+            constraint_copy(constraint, engine_model(all->engine)->config.vocab_size);
+        c->id = engine_submit(all->engine, request);
         ASSERT(c->id); /* check_queue counted the slots */
         all->by_slot[engine_slot(c->id)] = c;
         gen->n_open++;
@@ -482,7 +485,8 @@ static void generation_submit(struct generation *gen)
 
 struct generation *generations_start(struct generations *all, struct answer answer,
                                      struct api_params *params, struct prompt *prompts,
-                                     int n_prompts, struct api_fault *fault)
+                                     int n_prompts, const struct constraint *constraint,
+                                     struct api_fault *fault)
 {
     int64_t limit_us = all->options->request_timeout_s * 1000000;
 
@@ -507,7 +511,7 @@ struct generation *generations_start(struct generations *all, struct answer answ
              params->kind == API_CHAT ? "chatcmpl" : "cmpl", (unsigned long long)clock_entropy(),
              (unsigned long long)clock_entropy());
     generation_link(all, gen);
-    generation_submit(gen);
+    generation_submit(gen, constraint);
     if (params->stream) {
         answer.ops->add_header(answer.to, "Cache-Control", "no-cache");
         answer.ops->add_header(answer.to, "X-Accel-Buffering", "no");
@@ -580,6 +584,8 @@ static void handle_token(struct choice *c, const struct engine_event *event)
     if (stopped)
         choice_finish(c, "stop", OUTCOME_STOP, event->token.finish == FINISH_NONE);
     else if (stop_token)
+        choice_finish(c, "stop", OUTCOME_STOP, false);
+    else if (event->token.finish == FINISH_COMPLETE)
         choice_finish(c, "stop", OUTCOME_STOP, false);
     else if (event->token.finish == FINISH_LENGTH)
         choice_finish(c, "length", OUTCOME_LENGTH, false);

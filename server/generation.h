@@ -34,11 +34,13 @@ void generations_free(struct generations *all); /* none may be in flight */
 
 struct generation;
 
-/* Starts a request with `n_prompts` prompts. On success params and prompts are taken over; on a
- * fault (queue full: 429, too long: 400) they stay the caller's and NULL is returned. */
+/* Starts a request with `n_prompts` prompts; `constraint` (NULL: none) is copied. On success params
+ * and prompts are taken over; on a fault (queue full: 429, too long: 400) they stay the caller's
+ * and NULL is returned. */
 struct generation *generations_start(struct generations *all, struct answer answer,
                                      struct api_params *params, struct prompt *prompts,
-                                     int n_prompts, struct api_fault *fault);
+                                     int n_prompts, const struct constraint *constraint,
+                                     struct api_fault *fault);
 
 /* An event of a sequence: admitted, token, cancelled. */
 void generations_handle(struct generations *all, const struct engine_event *event);

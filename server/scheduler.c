@@ -281,6 +281,14 @@ void scheduler_append(struct scheduler *sched, int32_t slot, int32_t token)
     seq->tokens[seq->n_tokens++] = token;
 }
 
+const int32_t *scheduler_generated(const struct scheduler *sched, int32_t slot, int32_t *n)
+{
+    const struct seq *seq = &sched->seqs[slot];
+
+    *n = seq->n_tokens - seq->n_prompt;
+    return seq->tokens + seq->n_prompt;
+}
+
 int32_t scheduler_cached_tokens(const struct scheduler *sched, int32_t slot)
 {
     return sched->seqs[slot].n_cached_prompt;

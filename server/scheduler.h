@@ -55,6 +55,9 @@ void scheduler_advance(struct scheduler *sched, const struct batch *batch);
 /* The token sampled for a sequence whose logits the step gave. */
 void scheduler_append(struct scheduler *sched, int32_t slot, int32_t token);
 
+/* The tokens a sequence has generated so far, valid until the next call; `*n` of them. */
+const int32_t *scheduler_generated(const struct scheduler *sched, int32_t slot, int32_t *n);
+
 /* Prompt tokens that were found in the cache when the sequence was first admitted; -1 before. */
 int32_t scheduler_cached_tokens(const struct scheduler *sched, int32_t slot);
 

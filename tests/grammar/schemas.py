@@ -19,7 +19,7 @@ PATTERNS = [
 FORMATS = [
     "date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid",
 ]  # fmt: skip
-VALUES = [None, True, False, 0, -3, 1.5, 1e30, "", "x", 'a "b"\n', "né", [], [1, "a"], {"k": [None]}]
+VALUES = [None, True, False, 0, -3, 1.5, 1e30, "", "x", 'a "b"\n', "né", [], [1, "a"], {"k": [0]}]
 
 
 class Generator:
@@ -104,10 +104,15 @@ class Generator:
 
     def integer(self, _depth: int) -> dict:
         schema: dict = {"type": "integer"}
-        self.bounds(schema, lambda: self.random.randrange(-(10 ** self.random.randrange(1, 8)),
-                                                          10 ** self.random.randrange(1, 8)))
+
+        def bound():
+            size = 10 ** self.random.randrange(1, 8)
+            return self.random.randrange(-size, size)
+
+        self.bounds(schema, bound)
         if self.chance(0.2):
-            schema = {"type": "integer", "multipleOf": self.random.choice([1, 2, 3, 7, 10, 64, 100])}
+            divisor = self.random.choice([1, 2, 3, 7, 10, 64, 100])
+            schema = {"type": "integer", "multipleOf": divisor}
             if self.chance(0.5):
                 schema |= {"minimum": -self.random.randrange(500), "maximum": 700}
         return schema

@@ -279,8 +279,8 @@ def test_a_custom_id_that_comes_again_is_told_and_not_run(batch: Batch) -> None:
 
 
 def test_many_short_lines_keep_the_batch_full(batch: Batch) -> None:
-    batch.write(*(line(str(i), {"prompt": [i + 10] * 3, "max_tokens": 8} | GREEDY)
-                  for i in range(400)))
+    bodies = [{"prompt": [i + 10] * 3, "max_tokens": 8} | GREEDY for i in range(400)]
+    batch.write(*(line(str(i), body) for i, body in enumerate(bodies)))
     batch.run("--max-num-seqs", "16")
     sums = batch.sums()
     assert sums["tokens_out"] == 400 * 8
@@ -415,7 +415,7 @@ def test_two_runs_do_not_write_one_file(batch: Batch) -> None:
 def test_a_signal_finishes_what_is_in_flight_and_takes_no_more(
     batch: Batch, number: signal.Signals
 ) -> None:
-    lines = [line(str(i), {"prompt": "One", "max_tokens": 50} | GREEDY) for i in range(200)]
+    lines = [line(str(i), {"prompt": "One", "max_tokens": 30} | GREEDY) for i in range(100)]
     batch.write(*lines)
     process = batch.start("--max-num-seqs", "4", "--drain-timeout-s", "3600")
     wait_until(batch.size, "a line is done")
@@ -424,7 +424,7 @@ def test_a_signal_finishes_what_is_in_flight_and_takes_no_more(
     assert "finishing the lines in flight" in batch.log()
     assert "the same command goes on from here" in batch.log()
     some = batch.texts()
-    assert 4 < len(some) < 200
+    assert 4 < len(some) < 100
     batch.run()
     assert batch.by_id().keys() == {one["custom_id"] for one in lines}
     assert batch.sums()["skipped"] == len(some)
@@ -503,7 +503,10 @@ def test_a_model_that_can_not_be_loaded_ends_it(batch: Batch) -> None:
 @pytest.mark.parametrize("words", [[], ["in"], ["--threads", "1", "in", "out"], ["a", "b", "c"]])
 def test_a_wrong_command_line_is_refused(words: list[str]) -> None:
     done = subprocess.run(
-        [str(BINARY), "batch", *words], capture_output=True, text=True, timeout=TIMEOUT_S,
+        [str(BINARY), "batch", *words],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 2

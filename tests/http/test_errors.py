@@ -110,7 +110,7 @@ BAD_CHAT_FIELDS = [
     ("tools", "all"),
     ("tool_choice", "required"),
     ("tool_choice", "required"),
-    ("response_format", {"type": "json_object"}),
+    ("response_format", {"type": "xml"}),
     ("reasoning_effort", "high"),
     ("chat_template", "{{ messages }}"),
     ("chat_template_kwargs", {"thinking": True}),
@@ -127,10 +127,10 @@ BAD_COMPLETION_FIELDS = [
     ("add_special_tokens", 1),
     ("prompt_logprobs", 1),
     ("truncate_prompt_tokens", 5),
-    ("structured_outputs", {"json": {}}),
-    ("guided_json", {"type": "object"}),
-    ("allowed_token_ids", [5]),
-    ("bad_words", ["no"]),
+    ("structured_outputs", {"regex": "(a"}),
+    ("guided_json", {"type": "object", "not": {}}),
+    ("allowed_token_ids", [1, 99999]),
+    ("bad_words", ["ok", 7]),
     ("return_token_ids", True),
 ]
 

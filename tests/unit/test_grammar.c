@@ -454,6 +454,7 @@ static const struct {
     {GRAMMAR_REGEX, "*a", "nothing to repeat"},
     {GRAMMAR_REGEX, "a{3,2}", "below its minimum"},
     {GRAMMAR_REGEX, "a{99999999999}", "too large"},
+    {GRAMMAR_REGEX, "b|(a{9999}){9999}", "asks for more than"},
     {GRAMMAR_REGEX, "(a", "no closing parenthesis"},
     {GRAMMAR_REGEX, "a)", "has no group"},
     {GRAMMAR_REGEX, "[a", "no closing bracket"},

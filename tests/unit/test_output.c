@@ -108,8 +108,7 @@ static void check(const char *format, struct output_options options, const char 
     buffer_free(&shown.text);
 }
 
-/* ---- reasoning --------------------------------------------------------------------------------
- */
+/* ---- reasoning ------------------------------------------------------------------------------ */
 
 START_TEST(test_plain_text_is_content)
 {
@@ -184,8 +183,7 @@ START_TEST(test_parser_tells_whether_it_is_in_the_reasoning)
 }
 END_TEST
 
-/* ---- DeepSeek's calls -------------------------------------------------------------------------
- */
+/* ---- DeepSeek's calls ----------------------------------------------------------------------- */
 
 START_TEST(test_a_call_has_a_name_and_arguments)
 {
@@ -344,8 +342,7 @@ START_TEST(test_what_could_become_a_call_is_not_held_for_ever)
 }
 END_TEST
 
-/* ---- other formats ----------------------------------------------------------------------------
- */
+/* ---- other formats -------------------------------------------------------------------------- */
 
 #define KIMI_CALL "<|tool_call_begin|>"
 #define KIMI_ARGS "<|tool_call_argument_begin|>"
@@ -434,8 +431,7 @@ START_TEST(test_glm_calls_cut_short_keep_what_there_is)
 }
 END_TEST
 
-/* ---- streaming --------------------------------------------------------------------------------
- */
+/* ---- streaming ------------------------------------------------------------------------------ */
 
 /* What has come out after each of the texts (up to NULL), before the end. */
 static void check_stream(struct output_options options, const char *const *steps)
@@ -497,8 +493,7 @@ START_TEST(test_text_is_released_when_it_is_too_long_for_a_call)
 }
 END_TEST
 
-/* ---- vocabularies -----------------------------------------------------------------------------
- */
+/* ---- vocabularies --------------------------------------------------------------------------- */
 
 /* A tokenizer of these added tokens, with ids from 1, and of the letters of names. */
 static struct tokenizer *load_markers(const char *const *markers)
@@ -575,8 +570,7 @@ START_TEST(test_markers_are_known_by_their_ids)
 }
 END_TEST
 
-/* ---- forced calls -----------------------------------------------------------------------------
- */
+/* ---- forced calls --------------------------------------------------------------------------- */
 
 static void check_forced(const char *format, const struct tokenizer *tok, const char *name,
                          const char *expected_text, size_t expected_tokens, const char *expected)
