@@ -13,6 +13,7 @@
 #include "server/api.h"
 #include "server/api_constraint.h"
 #include "server/loop.h"
+#include "server/served_model.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -177,21 +178,6 @@ static void on_tick(void *arg)
         loop_stop(d->loop);
 }
 
-/* What clients call the model: as told, or the folder's name. */
-static char *model_name_of(const struct options *options, const char *dir)
-{
-    if (*options->served_model_name)
-        return mem_strdup(options->served_model_name);
-    char *path = mem_strdup(dir);
-    size_t len = strlen(path);
-    while (len > 1 && path[len - 1] == '/')
-        path[--len] = '\0';
-    const char *slash = strrchr(path, '/');
-    char *name = mem_strdup(slash && slash[1] ? slash + 1 : path);
-    free(path);
-    return name;
-}
-
 static struct http_server *listen_on(struct daemon *d)
 {
     const struct options *o = d->api.options;
@@ -260,7 +246,7 @@ int daemon_run(const struct options *options, const char *model_dir)
     signal(SIGPIPE, SIG_IGN);
     d->started_us = clock_us();
     d->exit_status = 1;
-    d->model_name = model_name_of(options, model_dir);
+    d->model_name = served_model_name(options, model_dir);
     d->api = (struct api){
         .options = options,
         .service.model_name = d->model_name,
