@@ -27,7 +27,8 @@ SOURCES := $(foreach d,$(DIRS),$(wildcard $(d)/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/obj/%.o)
 LIBRARY := $(filter-out $(BUILD)/obj/server/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
-HELPERS := $(patsubst tests/tokenizer/%.c,$(BUILD)/tests/%,$(wildcard tests/tokenizer/*.c))
+HELPERS := $(patsubst tests/tokenizer/%.c,$(BUILD)/tests/%,$(wildcard tests/tokenizer/*.c)) \
+	$(patsubst tests/grammar/%.c,$(BUILD)/tests/%,$(wildcard tests/grammar/*.c))
 
 .PHONY: all run test unit fuzz asan tsan tidy format dist clean help
 .SECONDARY:
@@ -53,6 +54,9 @@ $(BUILD)/tests/%: tests/unit/%.c $(LIBRARY)
 	@mkdir -p $(@D)
 	$(LINK_TEST)
 $(BUILD)/tests/%: tests/tokenizer/%.c $(LIBRARY)
+	@mkdir -p $(@D)
+	$(LINK_TEST)
+$(BUILD)/tests/%: tests/grammar/%.c $(LIBRARY)
 	@mkdir -p $(@D)
 	$(LINK_TEST)
 

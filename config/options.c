@@ -47,7 +47,9 @@ struct option {
 
 static const struct option table[] = {
     TEXT(model, "model", "", "DIR",
-         "Hugging Face checkpoint folder to serve (empty: the demo model that ships)"),
+         "Hugging Face checkpoint folder to serve (empty: /opt/ml/model if there is one, or the "
+         "demo "
+         "model that ships)"),
     TEXT(served_model_name, "served-model-name", "", "NAME",
          "name clients use for the model (empty: the folder's name)"),
     TEXT(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 for all"),

@@ -24,6 +24,18 @@ struct command {
     int (*run)(const struct options *options, char *const *operands);
 };
 
+/* Where SageMaker mounts the model of an endpoint, and the container image expects it. */
+static const char *const MOUNTED_MODEL = "/opt/ml/model";
+
+static bool has_model(const char *dir)
+{
+    char *config = path_join(dir, "config.json");
+    bool found = file_exists(config);
+
+    free(config);
+    return found;
+}
+
 /* Where the demo model lies: beside an installed binary (PREFIX/bin/mlad) or one in a build tree
  * (build/mlad, build/asan/mlad). NULL when there is none. The caller frees it. */
 static char *demo_model_dir(void)
@@ -39,10 +51,7 @@ static char *demo_model_dir(void)
     *strrchr(exe, '/') = '\0';
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
         char *dir = path_join(exe, places[i]);
-        char *config = path_join(dir, "config.json");
-        bool found = file_exists(config);
-        free(config);
-        char *real = found ? realpath(dir, NULL) : NULL;
+        char *real = has_model(dir) ? realpath(dir, NULL) : NULL;
         free(dir);
         if (real)
             return real;
@@ -60,10 +69,13 @@ static enum log_level level_of(const char *name)
     return level;
 }
 
-/* The folder of the model to load, or NULL after saying that there is none. The caller frees it. */
+/* The folder of the model to load: as told, mounted, or the demo model's; NULL after saying that
+ * there is none. The caller frees it. */
 static char *model_dir_of(const struct options *options)
 {
-    char *dir = *options->model ? mem_strdup(options->model) : demo_model_dir();
+    char *dir = *options->model            ? mem_strdup(options->model)
+                : has_model(MOUNTED_MODEL) ? mem_strdup(MOUNTED_MODEL)
+                                           : demo_model_dir();
 
     if (!dir)
         fprintf(stderr,
