@@ -98,6 +98,10 @@ static const struct option table[] = {
             "inference requests of one key at once; past it 429 (0: no limit)"),
     TEXT(cors_origin, "cors-origin", "", "ORIGIN",
          "web origin whose pages may call the API; * for all"),
+    INTEGER(watchdog_s, "watchdog-s", 0, 1 << 20, "120", "SECONDS",
+            "/health is 503 when the engine has work and makes no step for so long (0: never)"),
+    TEXT(notify_socket, "notify-socket", "", "PATH",
+         "socket of a service manager to tell of readiness (systemd's NOTIFY_SOCKET)"),
     SWITCH(access_log, "access-log", "false", "log a line for each request"),
     CHOICE(log_level, "log-level", "error|warning|info|debug", "info",
            "least level that is logged"),
@@ -200,6 +204,7 @@ static const struct {
 } platform[] = {
     {"SAGEMAKER_BIND_TO_PORT", "port", NULL},
     {"SAGEMAKER_BIND_TO_PORT", "host", "0.0.0.0"},
+    {"NOTIFY_SOCKET", "notify-socket", NULL},
 };
 
 static int load_platform(struct options *options, struct error *err)

@@ -39,6 +39,8 @@ struct options {
     int64_t max_concurrent_per_key;
     char *cors_origin;
     bool access_log;
+    int64_t watchdog_s;
+    char *notify_socket;
     char *log_level;
     char *log_format;
     char *config;

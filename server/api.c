@@ -178,7 +178,7 @@ static void respond_state(struct http_exchange *ex, bool good)
 /* Liveness: also while loading and draining. */
 static void health(struct api *api, struct http_exchange *ex)
 {
-    respond_state(ex, api->state != SERVICE_FAILED);
+    respond_state(ex, api->state != SERVICE_FAILED && !api->engine_stuck);
 }
 
 /* Readiness; SageMaker's /ping asks the same. */

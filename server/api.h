@@ -24,7 +24,8 @@ struct api {
     struct access *access;
     struct http_server *http;
     enum service_state state;
-    int64_t started; /* unix seconds */
+    bool engine_stuck; /* it has work and makes no steps: /health is 503 */
+    int64_t started;   /* unix seconds */
 };
 
 /* The callbacks of http_start; their `arg` is the api. */

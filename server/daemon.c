@@ -13,6 +13,7 @@
 #include "server/api.h"
 #include "server/api_constraint.h"
 #include "server/loop.h"
+#include "server/notify.h"
 #include "server/served_model.h"
 
 #include <signal.h>
@@ -34,6 +35,7 @@ struct daemon {
     struct loop_timer *tick;
     char *model_name;
     int64_t started_us, last_tick_us;
+    int64_t last_event_us;  /* the engine's latest sign of life */
     int64_t drain_until_us; /* DRAINING */
     int64_t exit_at_us;     /* FAILED */
     int exit_status;
@@ -60,6 +62,7 @@ static void on_failed(struct daemon *d, const struct engine_event *event)
 static void on_ready(struct daemon *d)
 {
     d->api.state = SERVICE_READY;
+    notify_manager(d->api.options->notify_socket, "READY=1");
     log_info("ready after %lld ms", (long long)(clock_us() - d->started_us) / 1000);
 }
 
@@ -105,6 +108,7 @@ static void on_wake(void *arg)
     struct daemon *d = arg;
     size_t n;
 
+    d->last_event_us = clock_us();
     http_batch_begin(d->api.http);
     while ((n = engine_poll(d->api.service.engine, d->events, EVENTS_AT_ONCE)) > 0)
         for (size_t i = 0; i < n; i++)
@@ -129,6 +133,7 @@ static void on_signal(void *arg, int signum)
         return;
     }
     d->api.state = SERVICE_DRAINING;
+    notify_manager(d->api.options->notify_socket, "STOPPING=1");
     d->drain_until_us = clock_us() + d->api.options->drain_timeout_s * 1000000;
     http_drain(d->api.http);
 }
@@ -162,6 +167,22 @@ static void check_drained(struct daemon *d, int64_t now)
     }
 }
 
+/* Steps come as long as there is work; when none comes the engine is stuck. */
+static void watch_engine(struct daemon *d, int64_t now)
+{
+    const struct engine *engine = d->api.service.engine;
+    int64_t limit_us = d->api.options->watchdog_s * 1000000;
+    bool busy = engine_slots_free(engine) < engine_slots(engine);
+    bool stuck = limit_us && busy && now - d->last_event_us > limit_us;
+
+    if (!busy)
+        d->last_event_us = now;
+    if (stuck && !d->api.engine_stuck)
+        log_error("the engine has work and made no step for %lld seconds",
+                  (long long)d->api.options->watchdog_s);
+    d->api.engine_stuck = stuck;
+}
+
 static void on_tick(void *arg)
 {
     struct daemon *d = arg;
@@ -172,6 +193,7 @@ static void on_tick(void *arg)
     http_batch_begin(d->api.http);
     generations_tick(d->api.service.generations);
     http_batch_end(d->api.http);
+    watch_engine(d, now);
     if (d->api.state == SERVICE_DRAINING)
         check_drained(d, now);
     if (d->api.state == SERVICE_FAILED && (now >= d->exit_at_us || http_active(d->api.http) == 0))
