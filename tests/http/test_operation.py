@@ -19,9 +19,9 @@ def test_the_service_manager_hears_of_readiness_and_stopping(start, tmp_path: Pa
 
 def test_health_tells_of_an_engine_that_makes_no_steps(start) -> None:
     # One step over three long prompts takes seconds: to the watchdog, an engine that is stuck.
-    server = start("--watchdog-s", "1", "--max-num-batched-tokens", "24000", "--threads", "1")
+    server = start("--watchdog-s", "1", "--max-num-batched-tokens", "12000", "--threads", "1")
     assert server.get("/health").status == 200
-    prompts = [token_ids(7900, seed) for seed in range(3)]
+    prompts = [token_ids(4000, seed) for seed in range(3)]
     sock = server.send(COMPLETIONS, prompt=prompts, max_tokens=2, ignore_eos=True)
     wait_until(lambda: server.get("/health").status == 503, "the watchdog's bark")
     assert "made no step for 1 seconds" in server.log()
