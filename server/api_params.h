@@ -34,8 +34,10 @@ struct api_params {
     bool echo;
     bool logprobs; /* sampling.n_logprobs alternatives */
     bool skip_special_tokens;
-    bool add_special_tokens;    /* completions: bos in front */
-    bool add_generation_prompt; /* chat */
+    bool return_token_ids;
+    int32_t truncate_prompt_tokens; /* keep this many from the end; -1: what fits; 0: all */
+    bool add_special_tokens;        /* completions: bos in front */
+    bool add_generation_prompt;     /* chat */
     bool continue_final_message;
     struct json *tools; /* the request's, when it may call them; owned; NULL: none */
     enum tool_choice tool_choice;

@@ -6,15 +6,39 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_MESSAGES = 16384 };
+enum { MAX_MESSAGES = 16384, MAX_UNTRUNCATED = 1 << 22 /* tokens */ };
 
-/* Encoding stops at the first token past the context, so the cost of a prompt is bounded. */
-static struct token_list context_list(const struct engine_model *model)
+/* Encoding stops at the first token past the context, so the cost of a prompt is bounded; a prompt
+ * that is to be truncated may be longer. */
+static struct token_list context_list(const struct engine_model *model,
+                                      const struct api_params *params)
 {
     struct token_list list;
+    size_t max = (size_t)model->max_model_len;
 
-    token_list_init(&list, (size_t)model->max_model_len);
+    token_list_init(&list, params->truncate_prompt_tokens ? MAX_UNTRUNCATED : max);
     return list;
+}
+
+/* Keeps the end of a prompt that is too long. */
+static int cut_prompt(struct prompt *prompt, const struct api_params *params,
+                      const struct engine_model *model, struct api_fault *fault)
+{
+    size_t keep = (size_t)params->truncate_prompt_tokens, len = prompt->tokens.len;
+
+    if (params->truncate_prompt_tokens == 0)
+        return 0;
+    if (params->truncate_prompt_tokens > model->max_model_len)
+        return api_fault_set(fault, 400, "truncate_prompt_tokens",
+                             "'truncate_prompt_tokens' is more than the context of %d tokens.",
+                             model->max_model_len);
+    if (params->truncate_prompt_tokens < 0) /* what leaves room for the answer */
+        keep = (size_t)(model->max_model_len - (params->max_tokens > 0 ? params->max_tokens : 1));
+    if (len <= keep || keep == 0 || keep > (size_t)model->max_model_len)
+        return 0;
+    memmove(prompt->tokens.ids, prompt->tokens.ids + (len - keep), keep * sizeof(int32_t));
+    prompt->tokens.len = keep;
+    return 0;
 }
 
 /* Why encoding failed: most likely the prompt is too long. */
@@ -270,7 +294,7 @@ static int completion_prompts(const struct json *body, const struct api_params *
         if (*n == API_MAX_PROMPTS)
             return api_fault_set(fault, 400, "prompt", "'prompt' may hold at most %d prompts.",
                                  API_MAX_PROMPTS);
-        prompts[*n].tokens = context_list(model);
+        prompts[*n].tokens = context_list(model, params);
         if (one_prompt(each, params, model, &prompts[(*n)++], fault))
             return -1;
     }
@@ -285,11 +309,13 @@ int api_prompts_parse(const struct json *body, const struct api_params *params,
     int n = 0, rc;
 
     if (params->kind == API_CHAT) {
-        list[n].tokens = context_list(model);
+        list[n].tokens = context_list(model, params);
         rc = chat_prompt(body, params, model, &list[n++], fault);
     } else {
         rc = completion_prompts(body, params, model, list, &n, fault);
     }
+    for (int i = 0; rc == 0 && i < n; i++)
+        rc = cut_prompt(&list[i], params, model, fault);
     if (rc) {
         prompts_free(list, n);
         return -1;

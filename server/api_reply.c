@@ -173,6 +173,29 @@ static void write_usage(struct buffer *out, const struct reply_usage *usage)
                   usage->reasoning_tokens);
 }
 
+static void write_prompt_ids(struct buffer *out, const struct token_list *ids)
+{
+    if (!ids)
+        return;
+    buffer_append_str(out, ",\"prompt_token_ids\":[");
+    for (size_t i = 0; i < ids->len; i++)
+        buffer_printf(out, "%s%d", i ? "," : "", ids->ids[i]);
+    buffer_append_str(out, "]");
+}
+
+/* Token ids of a choice; a completion has its prompt's beside them, a chat's answer at its top. */
+static void write_token_ids(struct buffer *out, enum api_kind kind,
+                            const struct reply_choice *choice)
+{
+    if (kind == API_COMPLETION)
+        write_prompt_ids(out, choice->prompt_ids);
+    if (!choice->token_ids)
+        return;
+    buffer_append_str(out, ",\"token_ids\":[");
+    append_part(out, choice->token_ids);
+    buffer_append_str(out, "]");
+}
+
 /* {"id":…,"object":…,"created":…,"model":…,"choices":[ */
 static void write_head(struct buffer *out, const struct reply_head *head, const char *chat_object)
 {
@@ -234,7 +257,10 @@ void reply_write_chunk(struct buffer *out, const struct reply_head *head,
     }
     write_logprobs(out, head->kind, choice->lp);
     write_finish(out, choice->finish_reason);
+    write_token_ids(out, head->kind, choice);
     buffer_append_str(out, "}]");
+    if (head->kind == API_CHAT)
+        write_prompt_ids(out, choice->prompt_ids);
     if (usage) {
         buffer_append_str(out, ",\"usage\":");
         write_usage(out, usage);
@@ -277,12 +303,16 @@ void reply_add_choice(struct buffer *out, const struct reply_head *head,
     }
     write_logprobs(out, head->kind, choice->lp);
     write_finish(out, choice->finish_reason);
+    write_token_ids(out, head->kind, choice);
     buffer_append_str(out, "}");
 }
 
-void reply_end(struct buffer *out, const struct reply_usage *usage)
+void reply_end(struct buffer *out, const struct reply_usage *usage,
+               const struct token_list *prompt_ids)
 {
-    buffer_append_str(out, "],\"usage\":");
+    buffer_append_str(out, "]");
+    write_prompt_ids(out, prompt_ids);
+    buffer_append_str(out, ",\"usage\":");
     write_usage(out, usage);
     buffer_append_str(out, "}");
 }

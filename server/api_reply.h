@@ -45,9 +45,11 @@ struct reply_choice {
     size_t reasoning_len;
     const char *calls; /* chat: entries of "tool_calls", as JSON without brackets */
     size_t calls_len;
-    bool with_role;                  /* chat stream: the first delta */
-    const struct reply_logprobs *lp; /* NULL: null */
-    const char *finish_reason;       /* NULL: null */
+    bool with_role;                      /* chat stream: the first delta */
+    const struct reply_logprobs *lp;     /* NULL: null */
+    const char *finish_reason;           /* NULL: null */
+    const struct buffer *token_ids;      /* ids with commas between; NULL: not asked for */
+    const struct token_list *prompt_ids; /* NULL: not asked for, or sent before */
 };
 
 /* A stream chunk as one SSE event ("data: …\n\n"). `usage` NULL with `usage_wanted`: "usage":null.
@@ -64,4 +66,5 @@ void reply_write_usage_chunk(struct buffer *out, const struct reply_head *head,
 void reply_begin(struct buffer *out, const struct reply_head *head);
 void reply_add_choice(struct buffer *out, const struct reply_head *head,
                       const struct reply_choice *choice, bool first);
-void reply_end(struct buffer *out, const struct reply_usage *usage);
+void reply_end(struct buffer *out, const struct reply_usage *usage,
+               const struct token_list *prompt_ids);

@@ -29,10 +29,12 @@ struct choice {
     struct text_stream text;
     struct message message;
     struct reply_logprobs logprobs;
-    size_t text_chars; /* of all tokens so far */
+    struct buffer token_ids; /* as JSON, when they are asked for */
+    size_t text_chars;       /* of all tokens so far */
     int32_t n_tokens;
     int32_t cached_tokens;
     bool role_sent;
+    bool prompt_shown;
     const char *finish_reason;
     int64_t admitted_us, first_token_us, last_token_us;
 };
@@ -206,6 +208,7 @@ static void choice_init(struct choice *c, struct generation *gen, int index)
     message_init(&c->message, chat ? model->output_format : output_format_by_name("plain"), options,
                  params->stream);
     reply_logprobs_init(&c->logprobs);
+    buffer_init(&c->token_ids, TEXT_MAX);
     if (params->echo && prompt->echo)
         message_push(&c->message, prompt->echo, strlen(prompt->echo), 0);
     if (prompt->forced)
@@ -267,6 +270,15 @@ static struct reply_usage usage_of(const struct generation *gen)
     return usage;
 }
 
+/* The prompt's ids, where a choice is to show them: a completion's always, a stream's once. */
+static const struct token_list *prompt_ids_of(const struct choice *c)
+{
+    const struct api_params *params = &c->gen->params;
+    bool shown = params->stream ? !c->prompt_shown : params->kind == API_COMPLETION;
+
+    return params->return_token_ids && shown ? &c->gen->prompts[c->prompt].tokens : NULL;
+}
+
 static struct reply_choice reply_of(const struct choice *c)
 {
     const struct message *m = &c->message;
@@ -281,6 +293,8 @@ static struct reply_choice reply_of(const struct choice *c)
         .calls_len = m->calls.len,
         .lp = c->gen->params.logprobs ? &c->logprobs : NULL,
         .finish_reason = c->finish_reason,
+        .token_ids = c->gen->params.return_token_ids ? &c->token_ids : NULL,
+        .prompt_ids = prompt_ids_of(c),
     };
 }
 
@@ -307,13 +321,16 @@ static void stream_choice(struct choice *c)
                           gen->params.continuous_usage ? &usage : NULL, gen->params.include_usage);
         c->role_sent = true;
     }
-    if (message_has_delta(&c->message) || reply.finish_reason || c->logprobs.n) {
+    if (message_has_delta(&c->message) || reply.finish_reason || c->logprobs.n ||
+        c->token_ids.len) {
         if (!c->logprobs.n)
             reply.lp = NULL;
         reply_write_chunk(&gen->all->scratch, &head, &reply,
                           gen->params.continuous_usage ? &usage : NULL, gen->params.include_usage);
         message_clear_delta(&c->message);
         reply_logprobs_clear(&c->logprobs);
+        buffer_clear(&c->token_ids);
+        c->prompt_shown = true;
     }
     stream_scratch(gen);
 }
@@ -344,7 +361,8 @@ static void complete_whole(struct generation *gen)
         struct reply_choice reply = reply_of(&gen->choices[i]);
         reply_add_choice(out, &head, &reply, i == 0);
     }
-    reply_end(out, &usage);
+    bool chat_ids = gen->params.return_token_ids && gen->params.kind == API_CHAT;
+    reply_end(out, &usage, chat_ids ? &gen->prompts[0].tokens : NULL);
     snprintf(elapsed_ms, sizeof(elapsed_ms), "%lld",
              (long long)(clock_us() - gen->arrival_us) / 1000);
     gen->answer.ops->add_header(gen->answer.to, "openai-processing-ms", elapsed_ms);
@@ -408,6 +426,7 @@ static void generation_free(struct generation *gen)
         text_stream_free(&gen->choices[i].text);
         message_free(&gen->choices[i].message);
         reply_logprobs_free(&gen->choices[i].logprobs);
+        buffer_free(&gen->choices[i].token_ids);
     }
     free(gen->choices);
     prompts_free(gen->prompts, gen->n_prompts);
@@ -580,6 +599,8 @@ static void handle_token(struct choice *c, const struct engine_event *event)
     bool stop_token = event->token.finish == FINISH_STOP;
 
     choice_note_token(c, event->time_us);
+    if (c->gen->params.return_token_ids)
+        buffer_printf(&c->token_ids, "%s%d", c->token_ids.len ? "," : "", result->token);
     bool stopped = (!stop_token || c->gen->params.stops.include) && choice_add_text(c, result);
     if (stopped)
         choice_finish(c, "stop", OUTCOME_STOP, event->token.finish == FINISH_NONE);
@@ -592,7 +613,7 @@ static void handle_token(struct choice *c, const struct engine_event *event)
     else if (c->message.n_ended && !c->gen->params.parallel_tool_calls)
         choice_finish(c, "stop", OUTCOME_STOP, true); /* one call was asked for */
     else if (c->gen->params.stream &&
-             (message_has_delta(&c->message) || c->logprobs.n || !c->role_sent))
+             (message_has_delta(&c->message) || c->logprobs.n || c->token_ids.len || !c->role_sent))
         stream_choice(c);
 }
 

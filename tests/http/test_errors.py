@@ -126,12 +126,12 @@ BAD_COMPLETION_FIELDS = [
     ("suffix", "end"),
     ("add_special_tokens", 1),
     ("prompt_logprobs", 1),
-    ("truncate_prompt_tokens", 5),
+    ("truncate_prompt_tokens", -2),
     ("structured_outputs", {"regex": "(a"}),
     ("guided_json", {"type": "object", "not": {}}),
     ("allowed_token_ids", [1, 99999]),
     ("bad_words", ["ok", 7]),
-    ("return_token_ids", True),
+    ("return_token_ids", "yes"),
 ]
 
 
