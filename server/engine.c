@@ -188,10 +188,14 @@ static int load(struct engine *e, struct error *err)
 
 /* ---- steps (engine thread) ---------------------------------------------------------------- */
 
-/* A full event queue makes the engine wait for the loop; a closed one means that nobody listens. */
+/* A full event queue makes the engine wake the loop and wait for it; a closed one means that nobody
+ * listens. */
 static void emit(struct engine *e, struct engine_event event)
 {
     event.time_us = clock_us();
+    if (queue_try_push(e->events, &event, NULL))
+        return;
+    e->wake(e->wake_arg);
     queue_push(e->events, &event, NULL);
 }
 
