@@ -44,6 +44,9 @@ $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+# What page.c puts into the binary, which no compiler sees.
+$(BUILD)/obj/server/page.o: server/page/chat.html server/page/openapi.json
+
 # One Check program a file, and the programs that Python tests drive; all link the whole of mlad but
 # its main().
 CHECK_CFLAGS = $(shell pkg-config --cflags check 2>/dev/null)

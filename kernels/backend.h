@@ -143,7 +143,8 @@ struct backend_ops {
                          const int32_t *prompt, int32_t n_prompt);
     void (*sampler_close)(struct backend *be, int32_t slot);
 
-    /* results[i], on the host after finish, for logits row i (R, V) by the batch's logit rows.
+    /* results[i], on the host after finish, for logits row i (R, V) by the batch's logit rows: the
+     * token drawn, or what the row says of its target (nothing is drawn or counted then).
      * `masks` (R, SAMPLING_MASK_WORDS(V)), or NULL: only tokens whose bit is set can be drawn. */
     void (*sample)(struct backend *be, struct tensor logits, const uint32_t *masks,
                    struct sampling_result *results);

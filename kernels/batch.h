@@ -11,9 +11,10 @@
 enum { KV_PAGE_TOKENS = 64 }; /* tokens of one KV cache page */
 
 struct batch_limits {
-    int32_t max_rows;  /* query tokens of one step: the token budget */
-    int32_t max_seqs;  /* sequences of one step */
-    int32_t max_pages; /* block-table entries of all its sequences */
+    int32_t max_rows;   /* query tokens of one step: the token budget */
+    int32_t max_seqs;   /* sequences of one step */
+    int32_t max_pages;  /* block-table entries of all its sequences */
+    int32_t max_logits; /* rows whose logits are computed; 0: max_seqs */
 };
 
 /* One sequence's part of a step. Its KV cache holds `kv_len` tokens once this step's rows are
@@ -32,13 +33,16 @@ struct batch_seq {
     int32_t n_pages;    /* ceil(kv_len / KV_PAGE_TOKENS) */
     int32_t absorbed;
     int32_t wants_logits; /* 1: its last row's logits are sampled this step */
+    int32_t score_end;    /* rows whose next position is below it are scored: the logits say how
+                             likely the next token, which is known, was; 0: none */
 };
 
-/* A row whose logits are computed and sampled. */
+/* A row whose logits are computed, to draw a token or to score the one that follows. */
 struct batch_logit {
-    int32_t row;  /* in the batch */
-    int32_t slot; /* sampler state */
-    int32_t step; /* how many tokens the sequence has generated before: the random counter */
+    int32_t row;    /* in the batch */
+    int32_t slot;   /* sampler state */
+    int32_t step;   /* how many tokens the sequence has generated before: the random counter */
+    int32_t target; /* the token to score; -1: one is drawn */
 };
 
 struct batch {
@@ -55,9 +59,10 @@ struct batch *batch_new(struct batch_limits limits);
 /* Empties the batch. */
 void batch_clear(struct batch *batch);
 
-/* Appends a sequence: `tokens` are its `seq.n_rows` query tokens, `pages` its block table. The
- * caller gives slot, n_rows, kv_len, absorbed, wants_logits; the rest is filled in here. `step` is
- * for the logit row. The limits must hold (asserted). */
+/* Appends a sequence: `tokens` are its `seq.n_rows` query tokens (and, up to score_end, those that
+ * follow), `pages` its block table. The caller gives slot, n_rows, kv_len, absorbed, wants_logits
+ * and score_end; the rest is filled in here. `step` is for the logit row. The limits must hold
+ * (asserted). */
 void batch_add(struct batch *batch, struct batch_seq seq, const int32_t *tokens,
                const int32_t *pages, int32_t step);
 

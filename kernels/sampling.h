@@ -48,6 +48,8 @@ struct sampling_params {
 struct sampling_result {
     int32_t token;
     float logprob;
+    int32_t rank; /* of the token by the model's own distribution: 1 is the likeliest;
+                     0 where no alternatives were asked for */
     int32_t n_top;
     int32_t top_token[SAMPLING_MAX_LOGPROBS];
     float top_logprob[SAMPLING_MAX_LOGPROBS];

@@ -78,7 +78,7 @@ static int alloc_activations(struct model *model, struct batch_limits limits, st
     const struct model_config *c = &model->config;
     struct step *m = &model->memory;
     enum dtype act = model->be->activation_dtype;
-    int32_t rows = limits.max_rows, last_rows = limits.max_seqs;
+    int32_t rows = limits.max_rows, last_rows = limits.max_logits;
     int64_t d = c->hidden_size, heads = c->mla.heads;
     int64_t top_k = c->router.experts ? c->router.top_k : 0;
     const struct {
@@ -118,6 +118,9 @@ static int alloc_activations(struct model *model, struct batch_limits limits, st
 int model_reserve(struct model *model, struct batch_limits limits, int32_t kv_pages,
                   struct error *err)
 {
+    if (limits.max_logits == 0)
+        limits.max_logits = limits.max_seqs;
+
     const struct model_config *c = &model->config;
     int64_t width = c->mla.kv_lora_rank + c->mla.rope_dim;
     int64_t shape[] = {kv_pages, KV_PAGE_TOKENS, width};

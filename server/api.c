@@ -247,6 +247,15 @@ static void chat_page(struct api *api, struct http_exchange *ex)
     http_respond(ex, 200, "text/html; charset=utf-8", page, len);
 }
 
+static void openapi(struct api *api, struct http_exchange *ex)
+{
+    size_t len;
+    const char *page = page_openapi(&len);
+
+    (void)api;
+    http_respond(ex, 200, "application/json", page, len);
+}
+
 static void version(struct api *api, struct http_exchange *ex)
 {
     static const char body[] = "{\"version\":\"" MLAD_VERSION "\"}";
@@ -289,6 +298,7 @@ static const struct route routes[] = {
     {"/ready", "GET, HEAD", ready, true},
     {"/ping", "GET, HEAD, POST", ready, true},
     {"/version", "GET, HEAD", version, true},
+    {"/openapi.json", "GET, HEAD", openapi, true},
     {"/metrics", "GET, HEAD", metrics, true},
 };
 

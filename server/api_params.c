@@ -58,7 +58,6 @@ static const struct {
 } unsupported[] = {
     {"functions", NULL},
     {"function_call", "none"},
-    {"prompt_logprobs", NULL},
     {"chat_template", NULL},
     {"chat_template_kwargs", NULL},
     {"documents", NULL},
@@ -391,6 +390,32 @@ static int parse_logprobs(struct api_params *params, const struct json *body,
     return 0;
 }
 
+/* "prompt_logprobs": N, and what "echo" with "logprobs" comes to. */
+static int parse_prompt_logprobs(struct api_params *params, const struct json *body,
+                                 struct api_fault *fault)
+{
+    const struct json *count = present(body, "prompt_logprobs");
+    int64_t n;
+
+    params->prompt_logprobs = -1;
+    params->token_logprobs = params->sampling.n_logprobs;
+    params->score_prompt = params->echo && params->logprobs;
+    if (!count)
+        return 0;
+    if (!json_integer(count, &n) || n < 0 || n > SAMPLING_MAX_LOGPROBS)
+        return api_fault_set(fault, 400, "prompt_logprobs",
+                             "'prompt_logprobs' must be a whole number from 0 to %d.",
+                             SAMPLING_MAX_LOGPROBS);
+    if (params->stream)
+        return api_fault_set(fault, 400, "prompt_logprobs",
+                             "'prompt_logprobs' are not available with 'stream': true.");
+    params->prompt_logprobs = (int32_t)n;
+    params->score_prompt = true;
+    if (params->sampling.n_logprobs < (int32_t)n)
+        params->sampling.n_logprobs = (int32_t)n;
+    return 0;
+}
+
 static int parse_stream_options(struct api_params *params, const struct json *body,
                                 struct api_fault *fault)
 {
@@ -495,8 +520,6 @@ static int check_together(struct api_params *params, const struct json *body,
                              "'min_tokens' (%d) is more than "
                              "'max_tokens' (%d).",
                              sampling->min_tokens, params->max_tokens);
-    if (params->echo && params->logprobs)
-        return api_fault_set(fault, 400, "echo", "'echo' with 'logprobs' is not supported.");
     if (sampling->top_k < 0)
         sampling->top_k = 0;
     if (sampling->top_p == 0) /* OpenAI allows it: only the likeliest token */
@@ -511,9 +534,9 @@ int api_params_parse(struct api_params *params, const struct json *body, enum ap
     if (refuse_unsupported(body, fault) || parse_fields(params, body, fault) ||
         parse_stop(params, body, fault) || parse_stop_tokens(params, body, config, fault) ||
         parse_logit_bias(params, body, config, fault) || parse_logprobs(params, body, fault) ||
-        parse_stream_options(params, body, fault) || parse_seed(params, body, fault) ||
-        parse_service(params, body, fault) || parse_tools(params, body, fault) ||
-        check_together(params, body, fault)) {
+        parse_prompt_logprobs(params, body, fault) || parse_stream_options(params, body, fault) ||
+        parse_seed(params, body, fault) || parse_service(params, body, fault) ||
+        parse_tools(params, body, fault) || check_together(params, body, fault)) {
         api_params_free(params);
         return -1;
     }

@@ -32,7 +32,10 @@ struct api_params {
     bool include_usage;    /* stream_options.include_usage */
     bool continuous_usage; /* stream_options.continuous_usage_stats */
     bool echo;
-    bool logprobs; /* sampling.n_logprobs alternatives */
+    bool logprobs; /* of the answer's tokens, with token_logprobs alternatives */
+    int32_t token_logprobs;
+    int32_t prompt_logprobs; /* alternatives for the prompt's tokens; -1: not asked for */
+    bool score_prompt;       /* the prompt's tokens have log-probabilities too */
     bool skip_special_tokens;
     bool return_token_ids;
     int32_t truncate_prompt_tokens; /* keep this many from the end; -1: what fits; 0: all */

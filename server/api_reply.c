@@ -65,14 +65,14 @@ static void write_chat_token(struct buffer *out, const struct tokenizer *tok, in
 }
 
 static void add_chat(struct reply_logprobs *lp, const struct tokenizer *tok,
-                     const struct sampling_result *r)
+                     const struct sampling_result *r, int32_t n_top)
 {
     struct buffer *out = &lp->content;
 
     buffer_append_str(out, lp->n ? ",{" : "{");
     write_chat_token(out, tok, r->token, r->logprob);
     buffer_append_str(out, ",\"top_logprobs\":[");
-    for (int32_t i = 0; i < r->n_top; i++) {
+    for (int32_t i = 0; i < n_top; i++) {
         buffer_append_str(out, i ? ",{" : "{");
         write_chat_token(out, tok, r->top_token[i], r->top_logprob[i]);
         buffer_append_str(out, "}");
@@ -82,12 +82,12 @@ static void add_chat(struct reply_logprobs *lp, const struct tokenizer *tok,
 
 /* The alternatives as an object; the sampled token is always among them. */
 static void write_completion_tops(struct buffer *out, const struct tokenizer *tok,
-                                  const struct sampling_result *r)
+                                  const struct sampling_result *r, int32_t n_top)
 {
     bool sampled = false;
 
     buffer_append_str(out, "{");
-    for (int32_t i = 0; i < r->n_top; i++) {
+    for (int32_t i = 0; i < n_top; i++) {
         buffer_append_str(out, i ? "," : "");
         write_token_text(out, tok, r->top_token[i]);
         buffer_append_str(out, ":");
@@ -95,7 +95,7 @@ static void write_completion_tops(struct buffer *out, const struct tokenizer *to
         sampled = sampled || r->top_token[i] == r->token;
     }
     if (!sampled) {
-        buffer_append_str(out, r->n_top ? "," : "");
+        buffer_append_str(out, n_top ? "," : "");
         write_token_text(out, tok, r->token);
         buffer_append_str(out, ":");
         write_logprob(out, r->logprob);
@@ -104,7 +104,7 @@ static void write_completion_tops(struct buffer *out, const struct tokenizer *to
 }
 
 static void add_completion(struct reply_logprobs *lp, const struct tokenizer *tok,
-                           const struct sampling_result *r, size_t text_offset)
+                           const struct sampling_result *r, int32_t n_top, size_t text_offset)
 {
     const char *comma = lp->n ? "," : "";
 
@@ -113,18 +113,58 @@ static void add_completion(struct reply_logprobs *lp, const struct tokenizer *to
     buffer_append_str(&lp->values, comma);
     write_logprob(&lp->values, r->logprob);
     buffer_append_str(&lp->tops, comma);
-    write_completion_tops(&lp->tops, tok, r);
+    write_completion_tops(&lp->tops, tok, r, n_top);
     buffer_printf(&lp->offsets, "%s%zu", comma, text_offset);
 }
 
 void reply_logprobs_add(struct reply_logprobs *lp, enum api_kind kind, const struct tokenizer *tok,
-                        const struct sampling_result *result, size_t text_offset)
+                        const struct sampling_result *result, int32_t n_top, size_t text_offset)
 {
+    if (n_top > result->n_top)
+        n_top = result->n_top;
     if (kind == API_CHAT)
-        add_chat(lp, tok, result);
+        add_chat(lp, tok, result, n_top);
     else
-        add_completion(lp, tok, result, text_offset);
+        add_completion(lp, tok, result, n_top, text_offset);
     lp->n++;
+}
+
+void reply_logprobs_add_first(struct reply_logprobs *lp, const struct tokenizer *tok, int32_t token)
+{
+    write_token_text(&lp->tokens, tok, token);
+    buffer_append_str(&lp->values, "null");
+    buffer_append_str(&lp->tops, "null");
+    buffer_append_str(&lp->offsets, "0");
+    lp->n++;
+}
+
+/* "ID":{"logprob":…,"rank":…,"decoded_token":…} */
+static void write_ranked(struct buffer *out, const struct tokenizer *tok, int32_t token,
+                         float logprob, int32_t rank)
+{
+    buffer_printf(out, "\"%d\":{\"logprob\":", token);
+    write_logprob(out, logprob);
+    buffer_printf(out, ",\"rank\":%d,\"decoded_token\":", rank);
+    write_token_text(out, tok, token);
+    buffer_append_str(out, "}");
+}
+
+void reply_add_prompt_logprob(struct buffer *out, const struct tokenizer *tok,
+                              const struct sampling_result *result, int32_t n_top)
+{
+    if (!result) {
+        buffer_append_str(out, "null");
+        return;
+    }
+    buffer_append_str(out, ",{");
+    write_ranked(out, tok, result->token, result->logprob, result->rank);
+    for (int32_t i = 0; i < n_top && i < result->n_top; i++) {
+        if (result->top_token[i] == result->token)
+            continue;
+        buffer_append_str(out, ",");
+        write_ranked(out, tok, result->top_token[i], result->top_logprob[i], i + 1);
+    }
+    buffer_append_str(out, "}");
 }
 
 static void append_part(struct buffer *out, const struct buffer *part)
@@ -183,12 +223,24 @@ static void write_prompt_ids(struct buffer *out, const struct token_list *ids)
     buffer_append_str(out, "]");
 }
 
-/* Token ids of a choice; a completion has its prompt's beside them, a chat's answer at its top. */
+/* What was asked of the prompt: its ids, its log-probabilities. */
+static void write_prompt_parts(struct buffer *out, const struct reply_choice *choice)
+{
+    write_prompt_ids(out, choice->prompt_ids);
+    if (!choice->prompt_logprobs)
+        return;
+    buffer_append_str(out, ",\"prompt_logprobs\":[");
+    append_part(out, choice->prompt_logprobs);
+    buffer_append_str(out, "]");
+}
+
+/* Token ids of a choice; a completion has its prompt's parts beside them, a chat's answer has them
+ * at its top. */
 static void write_token_ids(struct buffer *out, enum api_kind kind,
                             const struct reply_choice *choice)
 {
     if (kind == API_COMPLETION)
-        write_prompt_ids(out, choice->prompt_ids);
+        write_prompt_parts(out, choice);
     if (!choice->token_ids)
         return;
     buffer_append_str(out, ",\"token_ids\":[");
@@ -260,7 +312,7 @@ void reply_write_chunk(struct buffer *out, const struct reply_head *head,
     write_token_ids(out, head->kind, choice);
     buffer_append_str(out, "}]");
     if (head->kind == API_CHAT)
-        write_prompt_ids(out, choice->prompt_ids);
+        write_prompt_parts(out, choice);
     if (usage) {
         buffer_append_str(out, ",\"usage\":");
         write_usage(out, usage);
@@ -308,10 +360,11 @@ void reply_add_choice(struct buffer *out, const struct reply_head *head,
 }
 
 void reply_end(struct buffer *out, const struct reply_usage *usage,
-               const struct token_list *prompt_ids)
+               const struct reply_choice *first)
 {
     buffer_append_str(out, "]");
-    write_prompt_ids(out, prompt_ids);
+    if (first)
+        write_prompt_parts(out, first);
     buffer_append_str(out, ",\"usage\":");
     write_usage(out, usage);
     buffer_append_str(out, "}");

@@ -32,9 +32,19 @@ void reply_logprobs_init(struct reply_logprobs *lp);
 void reply_logprobs_free(struct reply_logprobs *lp);
 void reply_logprobs_clear(struct reply_logprobs *lp);
 
-/* Adds one token. `text_offset` is where its text begins in the choice's text, in characters. */
+/* Adds one token with at most `n_top` alternatives. `text_offset` is where its text begins in the
+ * choice's text, in characters. */
 void reply_logprobs_add(struct reply_logprobs *lp, enum api_kind kind, const struct tokenizer *tok,
-                        const struct sampling_result *result, size_t text_offset);
+                        const struct sampling_result *result, int32_t n_top, size_t text_offset);
+
+/* Adds the first token of a text that is echoed: nothing comes before it, so it has no value. */
+void reply_logprobs_add_first(struct reply_logprobs *lp, const struct tokenizer *tok,
+                              int32_t token);
+
+/* Appends an element of "prompt_logprobs", with a comma before it unless it is the first: for the
+ * prompt's first token (`result` NULL) null, then alternatives by id, the token itself included. */
+void reply_add_prompt_logprob(struct buffer *out, const struct tokenizer *tok,
+                              const struct sampling_result *result, int32_t n_top);
 
 /* One choice of an answer, or of a chunk. */
 struct reply_choice {
@@ -45,11 +55,12 @@ struct reply_choice {
     size_t reasoning_len;
     const char *calls; /* chat: entries of "tool_calls", as JSON without brackets */
     size_t calls_len;
-    bool with_role;                      /* chat stream: the first delta */
-    const struct reply_logprobs *lp;     /* NULL: null */
-    const char *finish_reason;           /* NULL: null */
-    const struct buffer *token_ids;      /* ids with commas between; NULL: not asked for */
-    const struct token_list *prompt_ids; /* NULL: not asked for, or sent before */
+    bool with_role;                       /* chat stream: the first delta */
+    const struct reply_logprobs *lp;      /* NULL: null */
+    const char *finish_reason;            /* NULL: null */
+    const struct buffer *token_ids;       /* ids with commas between; NULL: not asked for */
+    const struct token_list *prompt_ids;  /* NULL: not asked for, or sent before */
+    const struct buffer *prompt_logprobs; /* see reply_add_prompt_logprob; NULL: not asked for */
 };
 
 /* A stream chunk as one SSE event ("data: …\n\n"). `usage` NULL with `usage_wanted`: "usage":null.
@@ -67,4 +78,4 @@ void reply_begin(struct buffer *out, const struct reply_head *head);
 void reply_add_choice(struct buffer *out, const struct reply_head *head,
                       const struct reply_choice *choice, bool first);
 void reply_end(struct buffer *out, const struct reply_usage *usage,
-               const struct token_list *prompt_ids);
+               const struct reply_choice *first); /* of a chat: its prompt's parts; or NULL */

@@ -529,6 +529,7 @@ static void handle_event(struct batch_run *run, const struct engine_event *event
         generations_handle(run->service.generations, event);
         break;
     case ENGINE_ADMITTED:
+    case ENGINE_SCORE:
     case ENGINE_CANCELLED:
         generations_handle(run->service.generations, event);
         break;

@@ -96,6 +96,7 @@ static void handle_event(struct daemon *d, const struct engine_event *event)
         generations_handle(d->api.service.generations, event);
         break;
     case ENGINE_ADMITTED:
+    case ENGINE_SCORE:
     case ENGINE_CANCELLED:
         generations_handle(d->api.service.generations, event);
         break;

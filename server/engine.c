@@ -15,7 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { DEFAULT_BATCHED_TOKENS = 512, COMMANDS_PER_SLOT = 3 };
+enum { DEFAULT_BATCHED_TOKENS = 512, COMMANDS_PER_SLOT = 3, MAX_SCORED = 256 };
 
 /* What the KV cache is kept in: the one type the CPU backend has. */
 static const enum dtype KV_DTYPE = DTYPE_F32;
@@ -39,6 +39,7 @@ struct engine_seq {
     uint64_t id; /* 0: none */
     struct engine_request *request;
     int32_t n_generated;
+    int32_t n_scored; /* prompt positions whose score was sent; a preempted prompt comes again */
     bool admitted;
     struct constraint_state constraint;
 };
@@ -69,7 +70,7 @@ struct engine {
     struct scheduler *sched;
     struct batch *batch;
     struct sampling_result *results; /* of one step */
-    uint32_t *masks;                 /* (max_running, SAMPLING_MASK_WORDS(vocab)) */
+    uint32_t *masks;                 /* (max_logits, SAMPLING_MASK_WORDS(vocab)) */
     int32_t n_constrained;           /* sequences that have a constraint */
     struct engine_seq *seqs;         /* by slot */
 };
@@ -133,6 +134,7 @@ static int size_engine(struct engine *e, struct scheduler_config *sc, struct err
         .slots = e->n_slots,
         .max_running = (int32_t)o->max_num_seqs,
         .max_rows = (int32_t)rows,
+        .max_scored = MAX_SCORED,
         .max_model_len = (int32_t)len,
         .kv_pages = (int32_t)pages,
         .prefix_caching = o->enable_prefix_caching,
@@ -168,9 +170,10 @@ static int load(struct engine *e, struct error *err)
         .kv_dtype = KV_DTYPE,
     });
     info->backend = e->be->ops->name;
-    e->results = mem_zalloc((size_t)sc.max_running, sizeof(*e->results));
-    e->masks = mem_zalloc((size_t)sc.max_running * SAMPLING_MASK_WORDS(info->config.vocab_size),
-                          sizeof(*e->masks));
+    size_t logit_rows = (size_t)scheduler_limits(e->sched).max_logits;
+    e->results = mem_zalloc(logit_rows, sizeof(*e->results));
+    e->masks =
+        mem_zalloc(logit_rows * SAMPLING_MASK_WORDS(info->config.vocab_size), sizeof(*e->masks));
     info->trie = vocabulary_trie_new(info->tokenizer, info->config.vocab_size, info->config.eos,
                                      (size_t)info->config.n_eos, err);
     if (!info->trie)
@@ -221,8 +224,15 @@ static void start_seq(struct engine *e, uint64_t id, struct engine_request *requ
     constraint_begin(&e->seqs[slot].constraint, request->constraint);
     if (request->constraint)
         e->n_constrained++;
-    scheduler_add(e->sched, slot, request->tokens, request->n_tokens, request->max_tokens,
-                  request->priority, request->cache_salt);
+    struct scheduler_request wanted = {
+        .tokens = request->tokens,
+        .n_tokens = request->n_tokens,
+        .max_new_tokens = request->max_tokens,
+        .priority = request->priority,
+        .cache_salt = request->cache_salt,
+        .score_prompt = request->score_prompt,
+    };
+    scheduler_add(e->sched, slot, &wanted);
     e->be->ops->sampler_open(e->be, slot, &request->sampling, request->tokens, request->n_tokens);
 }
 
@@ -270,22 +280,43 @@ static enum finish_reason finish_of(struct engine_seq *seq, int32_t token)
     return seq->n_generated == seq->request->max_tokens ? FINISH_LENGTH : FINISH_NONE;
 }
 
-/* The step's sampled tokens: to the scheduler, and as events to the loop. */
-static void deliver_tokens(struct engine *e)
+/* A score goes to the loop once. */
+static void deliver_score(struct engine *e, const struct batch_logit *row,
+                          const struct sampling_result *result)
+{
+    struct engine_seq *seq = &e->seqs[row->slot];
+    int32_t position = batch_positions(e->batch)[row->row] + 1;
+
+    if (position <= seq->n_scored)
+        return;
+    seq->n_scored = position;
+    emit(e, (struct engine_event){.type = ENGINE_SCORE, .id = seq->id, .score = *result});
+}
+
+/* A drawn token goes to the scheduler and to the loop. */
+static void deliver_token(struct engine *e, int32_t slot, const struct sampling_result *result)
+{
+    struct engine_seq *seq = &e->seqs[slot];
+    struct engine_event event = {.type = ENGINE_TOKEN, .id = seq->id};
+
+    seq->n_generated++;
+    event.token.result = *result;
+    event.token.finish = finish_of(seq, result->token);
+    if (event.token.finish == FINISH_NONE)
+        scheduler_append(e->sched, slot, result->token);
+    else
+        end_seq(e, slot);
+    emit(e, event);
+}
+
+static void deliver_results(struct engine *e)
 {
     for (int32_t i = 0; i < e->batch->n_logits; i++) {
-        int32_t slot = batch_logits(e->batch)[i].slot;
-        struct engine_seq *seq = &e->seqs[slot];
-        struct engine_event event = {.type = ENGINE_TOKEN, .id = seq->id};
-
-        seq->n_generated++;
-        event.token.result = e->results[i];
-        event.token.finish = finish_of(seq, e->results[i].token);
-        if (event.token.finish == FINISH_NONE)
-            scheduler_append(e->sched, slot, e->results[i].token);
+        const struct batch_logit *row = &batch_logits(e->batch)[i];
+        if (row->target >= 0)
+            deliver_score(e, row, &e->results[i]);
         else
-            end_seq(e, slot);
-        emit(e, event);
+            deliver_token(e, row->slot, &e->results[i]);
     }
 }
 
@@ -342,7 +373,7 @@ static int run_step(struct engine *e, struct error *err)
     if (op->finish(e->be, err))
         return -1;
     scheduler_advance(e->sched, e->batch);
-    deliver_tokens(e);
+    deliver_results(e);
     emit_step(e, clock_us() - start);
     return 0;
 }

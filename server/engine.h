@@ -37,6 +37,7 @@ struct engine_request {
     uint64_t cache_salt;
     struct sampling_params sampling; /* its stop_tokens also end the sequence */
     struct constraint *constraint;   /* owned; NULL: none */
+    bool score_prompt;               /* ENGINE_SCORE for each prompt token but the first */
 };
 
 enum finish_reason {
@@ -50,6 +51,7 @@ enum engine_event_type {
     ENGINE_READY,     /* the model is loaded */
     ENGINE_FAILED,    /* loading or the device failed; nothing follows */
     ENGINE_ADMITTED,  /* a sequence runs for the first time */
+    ENGINE_SCORE,     /* how likely a token of a prompt was; in order, before the first token */
     ENGINE_TOKEN,     /* a sequence has a new token, perhaps its last */
     ENGINE_CANCELLED, /* a cancel was carried out */
     ENGINE_STEP,      /* the state after a step or a command */
@@ -73,7 +75,8 @@ struct engine_event {
     uint64_t id;
     int64_t time_us; /* clock_us when it happened */
     union {
-        int32_t cached_tokens; /* ENGINE_ADMITTED: prompt tokens found in the prefix cache */
+        int32_t cached_tokens;        /* ENGINE_ADMITTED: prompt tokens found in the prefix cache */
+        struct sampling_result score; /* ENGINE_SCORE */
         struct {
             struct sampling_result result;
             enum finish_reason finish;

@@ -30,7 +30,8 @@ struct choice {
     struct message message;
     struct reply_logprobs logprobs;
     struct buffer token_ids; /* as JSON, when they are asked for */
-    size_t text_chars;       /* of all tokens so far */
+    struct buffer prompt_logprobs;
+    size_t text_chars; /* of all tokens so far */
     int32_t n_tokens;
     int32_t cached_tokens;
     bool role_sent;
@@ -168,22 +169,56 @@ static size_t count_chars(const char *bytes, size_t len)
     return n;
 }
 
+static size_t text_chars_of(const struct choice *c, int32_t token)
+{
+    size_t len;
+    const char *bytes = tokenizer_bytes(c->text.tok, token, &len);
+
+    return c->text.skip_special && tokenizer_is_special(c->text.tok, token)
+               ? 0
+               : count_chars(bytes, len);
+}
+
 /* Adds the token to the choice's text; true when it completed a stop string. */
 static bool choice_add_text(struct choice *c, const struct sampling_result *result)
 {
-    const struct tokenizer *tok = c->text.tok;
-    size_t len;
-    const char *bytes = tokenizer_bytes(tok, result->token, &len);
-
-    if (c->gen->params.logprobs)
-        reply_logprobs_add(&c->logprobs, c->gen->params.kind, tok, result, c->text_chars);
-    if (!c->text.skip_special || !tokenizer_is_special(tok, result->token))
-        c->text_chars += count_chars(bytes, len);
+    const struct api_params *params = &c->gen->params;
     struct buffer *released = &c->gen->all->released;
+
+    if (params->logprobs)
+        reply_logprobs_add(&c->logprobs, params->kind, c->text.tok, result, params->token_logprobs,
+                           c->text_chars);
+    c->text_chars += text_chars_of(c, result->token);
     buffer_clear(released);
     bool stopped = text_stream_push(&c->text, result->token, released);
     message_push(&c->message, released->data ? released->data : "", released->len, 1);
     return stopped;
+}
+
+/* The prompt's first token has no log-probability. */
+static void choice_add_first(struct choice *c, int32_t token)
+{
+    const struct api_params *params = &c->gen->params;
+
+    if (params->prompt_logprobs >= 0)
+        reply_add_prompt_logprob(&c->prompt_logprobs, c->text.tok, NULL, 0);
+    if (params->echo && params->logprobs)
+        reply_logprobs_add_first(&c->logprobs, c->text.tok, token);
+    c->text_chars += params->echo ? text_chars_of(c, token) : 0;
+}
+
+static void choice_add_score(struct choice *c, const struct sampling_result *score)
+{
+    const struct api_params *params = &c->gen->params;
+
+    if (params->prompt_logprobs >= 0)
+        reply_add_prompt_logprob(&c->prompt_logprobs, c->text.tok, score, params->prompt_logprobs);
+    if (!params->echo)
+        return;
+    if (params->logprobs)
+        reply_logprobs_add(&c->logprobs, params->kind, c->text.tok, score, params->token_logprobs,
+                           c->text_chars);
+    c->text_chars += text_chars_of(c, score->token);
 }
 
 static void choice_init(struct choice *c, struct generation *gen, int index)
@@ -209,6 +244,9 @@ static void choice_init(struct choice *c, struct generation *gen, int index)
                  params->stream);
     reply_logprobs_init(&c->logprobs);
     buffer_init(&c->token_ids, TEXT_MAX);
+    buffer_init(&c->prompt_logprobs, TEXT_MAX);
+    if (params->score_prompt)
+        choice_add_first(c, prompt->tokens.ids[0]);
     if (params->echo && prompt->echo)
         message_push(&c->message, prompt->echo, strlen(prompt->echo), 0);
     if (prompt->forced)
@@ -238,6 +276,7 @@ static struct engine_request *choice_request(const struct choice *c)
     request->max_tokens = answer_tokens(&gen->params, room);
     request->priority = gen->params.priority;
     request->cache_salt = gen->params.cache_salt;
+    request->score_prompt = gen->params.score_prompt;
     request->sampling = gen->params.sampling;
     request->sampling.seed += SEED_STEP * (uint64_t)(c->index % gen->params.n);
     return request;
@@ -270,13 +309,11 @@ static struct reply_usage usage_of(const struct generation *gen)
     return usage;
 }
 
-/* The prompt's ids, where a choice is to show them: a completion's always, a stream's once. */
+/* The prompt's ids; a stream shows them once. */
 static const struct token_list *prompt_ids_of(const struct choice *c)
 {
-    const struct api_params *params = &c->gen->params;
-    bool shown = params->stream ? !c->prompt_shown : params->kind == API_COMPLETION;
-
-    return params->return_token_ids && shown ? &c->gen->prompts[c->prompt].tokens : NULL;
+    return c->gen->params.return_token_ids && !c->prompt_shown ? &c->gen->prompts[c->prompt].tokens
+                                                               : NULL;
 }
 
 static struct reply_choice reply_of(const struct choice *c)
@@ -295,6 +332,7 @@ static struct reply_choice reply_of(const struct choice *c)
         .finish_reason = c->finish_reason,
         .token_ids = c->gen->params.return_token_ids ? &c->token_ids : NULL,
         .prompt_ids = prompt_ids_of(c),
+        .prompt_logprobs = c->gen->params.prompt_logprobs >= 0 ? &c->prompt_logprobs : NULL,
     };
 }
 
@@ -361,8 +399,8 @@ static void complete_whole(struct generation *gen)
         struct reply_choice reply = reply_of(&gen->choices[i]);
         reply_add_choice(out, &head, &reply, i == 0);
     }
-    bool chat_ids = gen->params.return_token_ids && gen->params.kind == API_CHAT;
-    reply_end(out, &usage, chat_ids ? &gen->prompts[0].tokens : NULL);
+    struct reply_choice first = reply_of(&gen->choices[0]);
+    reply_end(out, &usage, gen->params.kind == API_CHAT ? &first : NULL);
     snprintf(elapsed_ms, sizeof(elapsed_ms), "%lld",
              (long long)(clock_us() - gen->arrival_us) / 1000);
     gen->answer.ops->add_header(gen->answer.to, "openai-processing-ms", elapsed_ms);
@@ -427,6 +465,7 @@ static void generation_free(struct generation *gen)
         message_free(&gen->choices[i].message);
         reply_logprobs_free(&gen->choices[i].logprobs);
         buffer_free(&gen->choices[i].token_ids);
+        buffer_free(&gen->choices[i].prompt_logprobs);
     }
     free(gen->choices);
     prompts_free(gen->prompts, gen->n_prompts);
@@ -629,6 +668,9 @@ void generations_handle(struct generations *all, const struct engine_event *even
         c->cached_tokens = event->cached_tokens;
         metrics_observe(all->metrics, HIST_QUEUE,
                         (double)(event->time_us - c->gen->arrival_us) * 1e-6);
+        break;
+    case ENGINE_SCORE:
+        choice_add_score(c, &event->score);
         break;
     case ENGINE_TOKEN:
         handle_token(c, event);

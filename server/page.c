@@ -7,9 +7,16 @@
     extern const char symbol##_start[], symbol##_end[]
 
 EMBED(mlad_page_chat, "server/page/chat.html");
+EMBED(mlad_page_openapi, "server/page/openapi.json");
 
 const char *page_chat(size_t *len)
 {
     *len = (size_t)(mlad_page_chat_end - mlad_page_chat_start);
     return mlad_page_chat_start;
+}
+
+const char *page_openapi(size_t *len)
+{
+    *len = (size_t)(mlad_page_openapi_end - mlad_page_openapi_start);
+    return mlad_page_openapi_start;
 }

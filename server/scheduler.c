@@ -13,6 +13,7 @@ struct seq {
     int32_t priority;
     uint64_t arrival;
     uint64_t cache_salt;
+    bool score_prompt;
     int32_t *tokens; /* prompt, then generated; room for max_tokens */
     int32_t max_tokens;
     int32_t n_prompt;
@@ -76,8 +77,10 @@ struct batch_limits scheduler_limits(const struct scheduler *sched)
     int64_t pages = (int64_t)c->max_running * pages_for(c->max_model_len);
 
     ASSERT(pages <= INT32_MAX);
-    return (struct batch_limits){
-        .max_rows = c->max_rows, .max_seqs = c->max_running, .max_pages = (int32_t)pages};
+    return (struct batch_limits){.max_rows = c->max_rows,
+                                 .max_seqs = c->max_running,
+                                 .max_pages = (int32_t)pages,
+                                 .max_logits = c->max_running + c->max_scored};
 }
 
 /* Whether `a` is served before `b`. */
@@ -115,28 +118,30 @@ static struct seq *live_seq(struct scheduler *sched, int32_t slot)
     return &sched->seqs[slot];
 }
 
-void scheduler_add(struct scheduler *sched, int32_t slot, const int32_t *tokens, int32_t n_tokens,
-                   int32_t max_new_tokens, int32_t priority, uint64_t cache_salt)
+void scheduler_add(struct scheduler *sched, int32_t slot, const struct scheduler_request *request)
 {
+    int32_t n = request->n_tokens;
+
     ASSERT(slot >= 0 && slot < sched->config.slots);
-    ASSERT(n_tokens > 0 && max_new_tokens > 0);
-    ASSERT(n_tokens <= sched->config.max_model_len - max_new_tokens);
+    ASSERT(n > 0 && request->max_new_tokens > 0);
+    ASSERT(n <= sched->config.max_model_len - request->max_new_tokens);
     struct seq *seq = &sched->seqs[slot];
     ASSERT(seq->state == SEQ_NONE);
 
     *seq = (struct seq){
         .state = SEQ_WAITING,
-        .priority = priority,
+        .priority = request->priority,
         .arrival = sched->next_arrival++,
-        .cache_salt = cache_salt,
-        .max_tokens = n_tokens + max_new_tokens,
-        .n_prompt = n_tokens,
-        .n_tokens = n_tokens,
+        .cache_salt = request->cache_salt,
+        .score_prompt = request->score_prompt,
+        .max_tokens = n + request->max_new_tokens,
+        .n_prompt = n,
+        .n_tokens = n,
         .n_cached_prompt = -1,
     };
     seq->tokens = mem_alloc((size_t)seq->max_tokens * sizeof(*seq->tokens));
-    memcpy(seq->tokens, tokens, (size_t)n_tokens * sizeof(*tokens));
-    kv_seq_init(&seq->kv, pages_for(seq->max_tokens), cache_salt);
+    memcpy(seq->tokens, request->tokens, (size_t)n * sizeof(*seq->tokens));
+    kv_seq_init(&seq->kv, pages_for(seq->max_tokens), request->cache_salt);
     order_insert(sched, &sched->waiting, slot);
 }
 
@@ -169,14 +174,29 @@ static bool is_generating(const struct seq *seq)
     return seq->n_tokens > seq->n_prompt && seq->n_computed == seq->n_tokens - 1;
 }
 
+/* How many rows of a prompt whose logits are wanted still fit: a logit row is kept free for each
+ * sequence that may come behind it. */
+static int32_t scored_left(const struct scheduler *sched, const struct batch *batch)
+{
+    int32_t others = sched->config.max_running - batch->n_seqs;
+
+    return batch->limits.max_logits - batch->n_logits - others;
+}
+
 /* Puts the sequence's next tokens into the batch: at most `budget`, and never across the end of
- * the prompt, since prompt and generated tokens take different forms of attention. */
+ * the prompt, since prompt and generated tokens take different forms of attention. A scored prompt
+ * for which no logit rows are left waits for the next step. */
 static void plan_rows(struct scheduler *sched, struct batch *batch, int32_t slot, int32_t budget)
 {
     const struct seq *seq = &sched->seqs[slot];
     bool in_prompt = seq->n_computed < seq->n_prompt;
+    bool scored = in_prompt && seq->score_prompt;
     int32_t end = in_prompt ? seq->n_prompt : seq->n_tokens;
 
+    if (scored && budget > scored_left(sched, batch))
+        budget = scored_left(sched, batch);
+    if (budget <= 0)
+        return;
     if (end > seq->n_computed + budget)
         end = seq->n_computed + budget;
     struct batch_seq part = {
@@ -185,6 +205,7 @@ static void plan_rows(struct scheduler *sched, struct batch *batch, int32_t slot
         .kv_len = end,
         .absorbed = !in_prompt,
         .wants_logits = end == seq->n_tokens,
+        .score_end = scored ? seq->n_prompt : 0,
     };
     batch_add(batch, part, seq->tokens + seq->n_computed, seq->kv.pages,
               seq->n_tokens - seq->n_prompt);
@@ -225,7 +246,8 @@ static void plan_chunks(struct scheduler *sched, struct batch *batch)
 static bool admit(struct scheduler *sched, int32_t slot)
 {
     struct seq *seq = &sched->seqs[slot];
-    int32_t cached = kv_cache_match(sched->kv, &seq->kv, seq->tokens, seq->n_tokens);
+    int32_t cached =
+        seq->score_prompt ? 0 : kv_cache_match(sched->kv, &seq->kv, seq->tokens, seq->n_tokens);
     int32_t want = pages_for(seq->n_tokens) - seq->kv.n_pages;
     int32_t reserve = sched->running.n;
 

@@ -25,6 +25,7 @@ struct scheduler_config {
     int32_t slots;         /* sequences it can hold, waiting ones included */
     int32_t max_running;   /* sequences of one step */
     int32_t max_rows;      /* query tokens of one step; >= max_running */
+    int32_t max_scored;    /* rows of one step that may be scored; > 0 */
     int32_t max_model_len; /* tokens of one sequence; its pages fit in the cache */
     int32_t kv_pages;
     bool prefix_caching;
@@ -36,11 +37,20 @@ void scheduler_free(struct scheduler *sched);
 /* The limits of the batches it plans. */
 struct batch_limits scheduler_limits(const struct scheduler *sched);
 
-/* Adds a waiting sequence in the free slot `slot`. `tokens` are copied. A smaller `priority` runs
- * earlier; equal ones in order of arrival. `max_new_tokens` bounds what scheduler_append adds;
- * prompt and new tokens together fit in max_model_len (asserted). */
-void scheduler_add(struct scheduler *sched, int32_t slot, const int32_t *tokens, int32_t n_tokens,
-                   int32_t max_new_tokens, int32_t priority, uint64_t cache_salt);
+struct scheduler_request {
+    const int32_t *tokens; /* the prompt */
+    int32_t n_tokens;
+    int32_t max_new_tokens;
+    int32_t priority;
+    uint64_t cache_salt;
+    bool
+        score_prompt; /* the logits of its prompt's rows are wanted: nothing comes from the cache */
+};
+
+/* Adds a waiting sequence in the free slot `slot`. The tokens are copied. A smaller priority runs
+ * earlier; equal ones in order of arrival. max_new_tokens bounds what scheduler_append adds; prompt
+ * and new tokens together fit in max_model_len (asserted). */
+void scheduler_add(struct scheduler *sched, int32_t slot, const struct scheduler_request *request);
 
 /* Takes a sequence out, whatever its state, and releases its pages. */
 void scheduler_remove(struct scheduler *sched, int32_t slot);

@@ -10,6 +10,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -284,8 +285,31 @@ static int32_t draw(const struct work *work, int32_t vocab, const struct samplin
     return best;
 }
 
+/* How many tokens are likelier, plus one (equal ones by id). */
+static int32_t rank_of(const float *raw, int32_t vocab, int32_t token)
+{
+    float logit = clean(raw[token]);
+    int32_t rank = 1;
+
+    for (int32_t i = 0; i < vocab; i++)
+        rank += clean(raw[i]) > logit || (clean(raw[i]) == logit && i < token);
+    return rank;
+}
+
+/* What the model's own distribution says of `token`. */
+static void report(struct sampling_result *result, const float *raw, int32_t vocab, int32_t token,
+                   double total, bool with_rank)
+{
+    float logit = clean(raw[token]);
+
+    result->token = token;
+    result->rank = with_rank ? rank_of(raw, vocab, token) : 0;
+    result->logprob = logit == -INFINITY ? -INFINITY : (float)((double)logit - total);
+}
+
 static void sample_row(struct sampling_result *result, struct slot *slot, const struct work *work,
-                       const float *raw, const uint32_t *mask, int32_t vocab, int32_t step)
+                       const float *raw, const uint32_t *mask, int32_t vocab,
+                       const struct batch_logit *row)
 {
     const struct sampling_params *p = &slot->params;
 
@@ -295,19 +319,21 @@ static void sample_row(struct sampling_result *result, struct slot *slot, const 
     double total = log_sum_exp(work->logits, vocab);
     result->n_top = 0;
     top_logprobs(result, work->logits, vocab, total, p->n_logprobs);
+    if (row->target >= 0) {
+        report(result, raw, vocab, row->target, total, true);
+        return;
+    }
 
-    adjust(work->logits, vocab, slot, step, mask);
+    adjust(work->logits, vocab, slot, row->step, mask);
     for (int32_t i = 0; i < vocab; i++) /* an infinite bias, or a penalty past the largest float */
         work->logits[i] = clean(work->logits[i]);
     int32_t best = arg_max(work->logits, vocab);
     if (work->logits[best] == -INFINITY)
         best = favourite;
     else if (p->temperature > 0)
-        best = draw(work, vocab, p, step);
+        best = draw(work, vocab, p, row->step);
 
-    result->token = best;
-    float logit = clean(raw[best]);
-    result->logprob = logit == -INFINITY ? -INFINITY : (float)((double)logit - total);
+    report(result, raw, vocab, best, total, p->n_logprobs > 0);
     if (slot->drawn)
         slot->drawn[best]++;
 }
@@ -331,7 +357,7 @@ static void run(void *context, int64_t first, int64_t end, int thread)
         ASSERT(slot->is_open);
         sample_row(&op->results[i], slot, &cpu->sampler->works[thread], op->logits + i * vocab,
                    op->masks ? op->masks + (size_t)i * SAMPLING_MASK_WORDS(vocab) : NULL, vocab,
-                   rows[i].step);
+                   &rows[i]);
     }
 }
 

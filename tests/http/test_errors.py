@@ -125,7 +125,7 @@ BAD_COMPLETION_FIELDS = [
     ("best_of", 3),
     ("suffix", "end"),
     ("add_special_tokens", 1),
-    ("prompt_logprobs", 1),
+    ("prompt_logprobs", 21),
     ("truncate_prompt_tokens", -2),
     ("structured_outputs", {"regex": "(a"}),
     ("guided_json", {"type": "object", "not": {}}),

@@ -138,7 +138,7 @@ START_TEST(test_embed_and_gather_follow_the_batch)
 {
     struct backend *be = open_cpu(1);
     enum { D = 11 };
-    struct batch *batch = batch_new((struct batch_limits){TEST_ROWS, TEST_SEQS, TEST_PAGES});
+    struct batch *batch = batch_new((struct batch_limits){TEST_ROWS, TEST_SEQS, TEST_PAGES, 0});
     int32_t tokens[] = {7, 49, 0}, page = 0;
     struct tensor x = new_tensor(be, DTYPE_F32, 4, D), out = new_tensor(be, DTYPE_F32, 2, D);
 

@@ -19,7 +19,7 @@ static struct rig rig_open(void)
 {
     struct rig g = {.be = open_cpu(2)};
 
-    g.batch = batch_new((struct batch_limits){TEST_ROWS, TEST_SEQS, TEST_PAGES});
+    g.batch = batch_new((struct batch_limits){TEST_ROWS, TEST_SEQS, TEST_PAGES, 0});
     g.logits = new_tensor(g.be, DTYPE_F32, 8, N);
     g.row = g.logits.data;
     for (int i = 0; i < N; i++)

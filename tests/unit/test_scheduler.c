@@ -13,6 +13,7 @@ static struct scheduler_config small(void)
     return (struct scheduler_config){.slots = SLOTS,
                                      .max_running = 4,
                                      .max_rows = 100,
+                                     .max_scored = 30,
                                      .max_model_len = 8 * P,
                                      .kv_pages = 64,
                                      .prefix_caching = false};
@@ -25,7 +26,11 @@ static void add(struct scheduler *s, int32_t slot, int32_t n_tokens, int32_t max
 
     for (int32_t i = 0; i < n_tokens; i++)
         tokens[i] = slot * 10000 + i;
-    scheduler_add(s, slot, tokens, n_tokens, max_new, priority, 0);
+    scheduler_add(s, slot,
+                  &(struct scheduler_request){.tokens = tokens,
+                                              .n_tokens = n_tokens,
+                                              .max_new_tokens = max_new,
+                                              .priority = priority});
 }
 
 /* Computes the planned step; token `token` comes out for every logit row. */
@@ -195,12 +200,52 @@ START_TEST(test_a_cached_prompt_starts_behind_its_shared_pages)
     int32_t tokens[3 * P + 7] = {0};
 
     for (int32_t slot = 0; slot < 2; slot++) {
-        scheduler_add(s, slot, tokens, 3 * P + 7, 5, 0, 0);
+        scheduler_add(s, slot,
+                      &(struct scheduler_request){
+                          .tokens = tokens, .n_tokens = 3 * P + 7, .max_new_tokens = 5});
         ck_assert_int_eq(scheduler_cached_tokens(s, slot), -1);
         scheduler_plan(s, batch);
         ck_assert_int_eq(scheduler_cached_tokens(s, slot), slot ? 3 * P : 0);
         ck_assert_int_eq(part_of(batch, slot)->n_rows, slot ? 7 : 3 * P + 7);
         compute(s, batch, 1);
+    }
+    free(batch);
+    scheduler_free(s);
+}
+END_TEST
+
+START_TEST(test_a_scored_prompt_gives_a_logit_row_for_every_token)
+{
+    struct scheduler_config config = small();
+    struct scheduler *s = scheduler_new(&config);
+    struct batch *batch = batch_new(scheduler_limits(s));
+    int32_t tokens[75], next = 1;
+
+    for (int32_t i = 0; i < 75; i++)
+        tokens[i] = 500 + i;
+    add(s, 0, 5, 50, 0);
+    scheduler_plan(s, batch);
+    compute(s, batch, 1);
+    scheduler_add(s, 1,
+                  &(struct scheduler_request){
+                      .tokens = tokens, .n_tokens = 75, .max_new_tokens = 2, .score_prompt = true});
+    while (next <= 75) { /* in chunks of what max_scored leaves, beside the running sequence */
+        scheduler_plan(s, batch);
+        ck_assert_ptr_nonnull(part_of(batch, 0));
+        ck_assert_int_le(batch->n_logits, config.max_scored + config.max_running);
+        for (int32_t i = 0; i < batch->n_logits; i++) {
+            struct batch_logit logit = batch_logits(batch)[i];
+            if (logit.slot == 1) {
+                ck_assert_int_eq(logit.target, next < 75 ? tokens[next] : -1);
+                next++;
+            } else {
+                ck_assert_int_eq(logit.target, -1);
+            }
+        }
+        scheduler_advance(s, batch);
+        for (int32_t i = 0; i < batch->n_logits; i++)
+            if (batch_logits(batch)[i].target < 0)
+                scheduler_append(s, batch_logits(batch)[i].slot, 1);
     }
     free(batch);
     scheduler_free(s);
@@ -261,6 +306,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_priority_goes_before_arrival);
     tcase_add_test(tcase, test_the_latest_is_preempted_and_computed_again);
     tcase_add_test(tcase, test_a_cached_prompt_starts_behind_its_shared_pages);
+    tcase_add_test(tcase, test_a_scored_prompt_gives_a_logit_row_for_every_token);
     tcase_add_loop_test(tcase, test_random_load_finishes_every_sequence, 0, 2);
 }
 
