@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "server/api_error.h"
+#include "server/api_records.h"
 #include "server/api_text.h"
 #include "server/page.h"
 
@@ -25,6 +26,7 @@ struct route {
 /* What an exchange carries (http_context). */
 struct visit {
     struct generation *generation; /* NULL: none */
+    struct records *records;       /* NULL: none */
     access_ticket ticket;
     bool entered; /* the ticket is valid */
     char request_id[REQUEST_ID_MAX + 1];
@@ -93,6 +95,28 @@ static void completions(struct api *api, struct http_exchange *ex)
     generate(api, ex, api_always_completion);
 }
 
+/* A body of JSON lines. */
+static bool is_records(const struct http_exchange *ex)
+{
+    const char *type = http_header(ex, "Content-Type");
+
+    return type && (strcasestr(type, "jsonlines") || strcasestr(type, "jsonl") ||
+                    strcasestr(type, "ndjson"));
+}
+
+static void take_records(struct api *api, struct http_exchange *ex)
+{
+    struct visit *visit = http_context(ex);
+    struct api_fault fault;
+    size_t len;
+    const char *text = http_body(ex, &len);
+
+    if (check_serving(api, &fault) == 0)
+        visit->records = records_start(&api->service, text, len, answer_to_http(ex), &fault);
+    if (!visit->records)
+        respond_fault(ex, &fault);
+}
+
 /* SageMaker's one path for inference. Custom attributes come back with the answer; "route=PATH" in
  * them chooses the API, which otherwise the body's fields do. */
 static void invocations(struct api *api, struct http_exchange *ex)
@@ -102,7 +126,9 @@ static void invocations(struct api *api, struct http_exchange *ex)
 
     if (attributes)
         http_add_header(ex, "X-Amzn-SageMaker-Custom-Attributes", attributes);
-    if (route && strncmp(route, "route=/v1/chat/completions", 26) == 0)
+    if (is_records(ex))
+        take_records(api, ex);
+    else if (route && strncmp(route, "route=/v1/chat/completions", 26) == 0)
         generate(api, ex, api_always_chat);
     else if (route && strncmp(route, "route=/v1/completions", 21) == 0)
         generate(api, ex, api_always_completion);
@@ -434,6 +460,8 @@ static void on_closed(void *arg, struct http_exchange *ex, enum http_end how)
         log_access(api, ex, visit, how);
     if (visit->generation)
         generation_closed(visit->generation);
+    if (visit->records)
+        records_closed(visit->records);
     if (visit->entered)
         access_leave(api->access, visit->ticket);
     free(visit);
