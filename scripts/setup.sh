@@ -3,7 +3,7 @@
 #
 #   setup.sh [test] [tidy] [tsan]
 #
-#   test   Check, shellcheck, a Python environment in build/venv with tests/requirements.txt
+#   test   Check, shellcheck, a Python environment in build/venv with tests/requirements*.txt
 #   tidy   that environment (it holds clang-format) and shellcheck
 #   tsan   clang with ThreadSanitizer
 #
@@ -49,12 +49,12 @@ install_packages() {
 
 # build/venv is made anew when the requirements or the version of Python change.
 python_environment() {
-    local venv=build/venv stamp
-    stamp=$(python3 --version && cat tests/requirements.txt)
+    local venv=build/venv stamp files=(tests/requirements.txt tests/requirements-clients.txt)
+    stamp=$(python3 --version && cat "${files[@]}")
     [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] && return
     echo "setup: making the Python environment build/venv" >&2
     python3 -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check -r tests/requirements.txt >&2
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check "${files[@]/#/-r}" >&2
     echo "$stamp" >"$venv/stamp"
 }
 

@@ -217,7 +217,7 @@ static int identify(struct access *access, const struct http_exchange *ex, struc
     *user = find_key(access, key);
     explicit_bzero(key, sizeof(key));
     if (!*user)
-        return api_fault_set(fault, 401, NULL, "The API key is not valid.");
+        return api_fault_set(fault, 401, NULL, "Incorrect API key provided.");
     return 0;
 }
 

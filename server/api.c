@@ -117,23 +117,46 @@ static void take_records(struct api *api, struct http_exchange *ex)
         respond_fault(ex, &fault);
 }
 
+/* The value of "route=PATH" among attributes that ',' or ';' separate; NULL: none. */
+static const char *route_attribute(const char *attributes, size_t *len)
+{
+    while (attributes && *attributes) {
+        attributes += strspn(attributes, ",; ");
+        *len = strcspn(attributes, ",; ");
+        if (strncmp(attributes, "route=", 6) == 0) {
+            *len -= 6;
+            return attributes + 6;
+        }
+        attributes += *len;
+    }
+    return NULL;
+}
+
 /* SageMaker's one path for inference. Custom attributes come back with the answer; "route=PATH" in
  * them chooses the API, which otherwise the body's fields do. */
 static void invocations(struct api *api, struct http_exchange *ex)
 {
+    static const char chat[] = "/v1/chat/completions", completion[] = "/v1/completions";
     const char *attributes = http_header(ex, "X-Amzn-SageMaker-Custom-Attributes");
-    const char *route = attributes ? strstr(attributes, "route=") : NULL;
+    struct api_fault fault;
+    size_t len = 0;
+    const char *route = route_attribute(attributes, &len);
 
     if (attributes)
         http_add_header(ex, "X-Amzn-SageMaker-Custom-Attributes", attributes);
-    if (is_records(ex))
+    if (is_records(ex)) {
         take_records(api, ex);
-    else if (route && strncmp(route, "route=/v1/chat/completions", 26) == 0)
-        generate(api, ex, api_always_chat);
-    else if (route && strncmp(route, "route=/v1/completions", 21) == 0)
-        generate(api, ex, api_always_completion);
-    else
+    } else if (!route) {
         generate(api, ex, api_by_fields);
+    } else if (len == strlen(chat) && strncmp(route, chat, len) == 0) {
+        generate(api, ex, api_always_chat);
+    } else if (len == strlen(completion) && strncmp(route, completion, len) == 0) {
+        generate(api, ex, api_always_completion);
+    } else {
+        api_fault_set(&fault, 400, NULL, "The attribute 'route' must be %s or %s.", chat,
+                      completion);
+        respond_fault(ex, &fault);
+    }
 }
 
 /* What a batch transform may send. */

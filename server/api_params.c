@@ -212,7 +212,10 @@ static int parse_tool_choice(struct api_params *params, const struct json *choic
         return 0;
     if (word && strcmp(word, "required") == 0) {
         params->tool_choice = TOOL_REQUIRED;
-        return 0;
+        if (json_count(params->tools) == 1) /* then it is clear which */
+            name = function_name(json_first(params->tools));
+        else
+            return 0;
     }
     for (const struct json *t = name ? json_first(params->tools) : NULL; t; t = json_next(t))
         if (strcmp(function_name(t), name) == 0) {

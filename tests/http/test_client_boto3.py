@@ -23,6 +23,7 @@ NAME = "demo-endpoint"
 WHAT = [{"role": "user", "content": "What is mlad?"}]
 CHAT_BODY = {"messages": WHAT, "temperature": 0, "max_tokens": 200}
 PROMPT_BODY = {"prompt": "mlad is", "temperature": 0, "max_tokens": 12}
+ENDLESS = GREEDY | {"prompt": "mlad is", "max_tokens": 8000}
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
 
@@ -199,9 +200,10 @@ def test_custom_attributes_come_back(client) -> None:
 
 
 def test_custom_attributes_choose_the_api(client) -> None:
-    body = {"prompt": "mlad is"}
-    tokens = invoke(client, body, CustomAttributes="route=/tokenize")["tokens"]
-    assert tokens and all(isinstance(token, int) for token in tokens)
+    both = CHAT_BODY | PROMPT_BODY
+    kinds = {"/v1/completions": "text_completion", "/v1/chat/completions": "chat.completion"}
+    for route, kind in kinds.items():
+        assert invoke(client, both, CustomAttributes=f"route={route}")["object"] == kind
 
 
 def test_other_parameters_of_the_call_are_harmless(client) -> None:
@@ -244,21 +246,24 @@ def test_an_unknown_endpoint_never_reaches_the_daemon(client, server: Server) ->
 
 
 def test_a_caller_who_leaves_a_stream_ends_its_work(client, server: Server) -> None:
-    body = GREEDY | {"prompt": "mlad is", "max_tokens": 900}
     before = server.generated()
-    answer = stream(client, body)
+    answer = stream(client, ENDLESS)
     assert next(payload(answer))
     answer["Body"].close()
     wait_until(server.is_idle, "the abandoned request ends")
-    assert server.generated() - before < 900
+    assert server.generated() - before < ENDLESS["max_tokens"]
 
 
 def test_a_stream_that_breaks_is_an_error(start: Callable[..., Server]) -> None:
-    server = start()
+    server = start("--drain-timeout-s", "1")
     with runtime(server) as client:
-        answer = stream(client, GREEDY | {"prompt": "mlad is", "max_tokens": 900})
-        parts = payload(answer)
-        assert next(parts)
-        server.kill()
+        parts = payload(stream(client, ENDLESS))
+        text = next(parts)
+        server.signal()
         with pytest.raises(EventStreamError, match="ModelStreamError"):
-            list(parts)
+            for part in parts:
+                text += part
+    *_, last, nothing = text.decode().split("\n\n")
+    assert nothing == ""
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["type"] == "service_unavailable_error"

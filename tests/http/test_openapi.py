@@ -12,19 +12,21 @@ from typing import Any
 
 import jsonschema
 import pytest
+import requests
 import schemathesis
 from daemon import CHAT, COMPLETIONS, ROOT, Server
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis.config import SchemathesisConfig
+
+set_hypothesis_home_dir(ROOT / "build/hypothesis")  # its tables of characters
 
 DOCUMENT = json.loads((ROOT / "server/page/openapi.json").read_text())
 SCHEMAS = DOCUMENT["components"]["schemas"]
 VOCABULARY = 1024  # of the demo model
-PUBLIC = {"/", "/health", "/ready", "/ping", "/version", "/openapi.json"} | {
-    "/metrics",
-    "/execution-parameters",
-}
+STATE = {"/health", "/ready", "/ping", "/version", "/metrics", "/execution-parameters"}
+PUBLIC = STATE | {"/", "/openapi.json"}
 
 # A context this short bounds what an answer of any length costs, and a queue this short what
 # many answers cost.
@@ -39,7 +41,8 @@ REASONS = [
     r"'stream_options' needs 'stream'",
     r"'min_tokens' \(\d+\) is more than 'max_tokens'",
     r"'best_of' other than 'n'",
-    r"'echo' with 'logprobs'",
+    r"'prompt_logprobs' are not available with 'stream'",
+    r"'truncate_prompt_tokens' is more than the context",
     r"'continue_final_message' and 'add_generation_prompt' can't both be true",
     r"continue_final_message needs a last message",
     r"maximum context length is",
@@ -126,6 +129,22 @@ def test_every_field_that_the_server_reads_is_documented() -> None:
     assert documented == names
 
 
+def test_the_bounds_of_fields_are_documented() -> None:
+    source = (ROOT / "server/api_params.c").read_text()
+    row = r'\{"(\w+)", FIELD_(\w+), FOR_(\w+), AT\(.*?\), ([^}]+), ([^}]+)\}'
+    rows = re.findall(row, source)
+    assert len(rows) == len(re.findall(r'\{"\w+", FIELD_', source)) > 20
+    named = {"INT32_MAX": 2**31 - 1, "INT32_MIN": -(2**31), "API_MAX_CHOICES": 64}
+    types = {"FLOAT": "number", "INT": "integer", "BOOL": "boolean"}
+    parts = {"BOTH": "Parameters", "CHAT": "ChatFields", "COMPLETION": "CompletionFields"}
+    for name, kind, kinds, least, most in rows:
+        field = SCHEMAS[parts[kinds]]["properties"][name]
+        assert field["type"] == [types[kind], "null"], name
+        if kind != "BOOL":
+            bounds = [named[text] if text in named else float(text) for text in (least, most)]
+            assert [field["minimum"], field["maximum"]] == bounds, name
+
+
 # ---- the server against it
 
 
@@ -165,7 +184,18 @@ def strict_document() -> dict:
     return DOCUMENT | {"components": DOCUMENT["components"] | {"schemas": schemas}}
 
 
+def validator(document: dict, reference: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(document | {"$ref": reference})
+
+
 STRICT = strict_document()
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False  # no proxies
+        yield session
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +208,13 @@ def small() -> Iterator[Server]:
         server.kill()
 
 
+# Their bodies are those of CHAT and COMPLETIONS, read by the same code: every bound of every field
+# is tried there, which takes thousands of requests; here random requests must do. Bodies of JSON
+# lines, which have no schema, are left to test_records.py.
+SAME_BODIES = ["/invocations", "/tokenize", f"{CHAT}/render", f"{COMPLETIONS}/render"]
 CONFIG = {
+    "operations": [{"include-path": SAME_BODIES, "phases": {"coverage": {"enabled": False}}}],
+    "max-stream-events": 1000,  # all of them
     # A NUL is refused in any JSON, which no schema can say; test_errors.py checks it.
     "generation": {"allow-x00": False, "deterministic": True},
     "checks": {
@@ -215,6 +251,12 @@ def error_names_itself(ctx, response, case) -> None:
         assert error["code"] in ("not_found", "model_not_found")
 
 
+CHUNKS = {
+    "chat.completion.chunk": validator(STRICT, "#/components/schemas/ChatCompletionChunk"),
+    "text_completion": validator(STRICT, "#/components/schemas/CompletionChunk"),
+}
+
+
 def events_conform(ctx, response, case) -> None:
     """A stream is chunks and [DONE]; the document has their schema in words only."""
     [kind] = response.headers["content-type"]
@@ -226,16 +268,16 @@ def events_conform(ctx, response, case) -> None:
         if block.startswith(":"):
             continue
         chunk = json.loads(block.removeprefix("data: "))
-        is_chat = chunk["object"] == "chat.completion.chunk"
-        name = "ChatCompletionChunk" if is_chat else "CompletionChunk"
-        reference = {"$ref": f"#/components/schemas/{name}"}
-        jsonschema.Draft202012Validator(STRICT | reference).validate(chunk)
+        CHUNKS[chunk["object"]].validate(chunk)
 
 
 OWN_CHECKS = [only_for_a_reason, error_names_itself, events_conform]
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+NAMED = {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}
+CONTINUED = [{"role": "assistant", "content": "<think>So"}]
+IDS = {"return_token_ids": True}
 SHORT = {"max_tokens": 3, "seed": 1}
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 GOOD = [
@@ -243,38 +285,19 @@ GOOD = [
     (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2, "n": 2} | SHORT),
     (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2} | SHORT | STREAM),
     (CHAT, {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"} | SHORT | STREAM),
-    (
-        CHAT,
-        {
-            "messages": MESSAGES,
-            "tools": TOOLS,
-            "tool_choice": {"type": "function", "function": {"name": "f"}},
-            "max_tokens": 30,
-        },
-    ),
-    (
-        CHAT,
-        {
-            "messages": MESSAGES,
-            "tools": TOOLS,
-            "tool_choice": {"type": "function", "function": {"name": "f"}},
-            "max_tokens": 30,
-        }
-        | STREAM,
-    ),
-    (
-        CHAT,
-        {
-            "messages": [{"role": "assistant", "content": "<think>So"}],
-            "continue_final_message": True,
-        }
-        | SHORT,
-    ),
+    (CHAT, {"messages": MESSAGES, "max_tokens": 30} | NAMED),
+    (CHAT, {"messages": MESSAGES, "max_tokens": 30} | NAMED | STREAM),
+    (CHAT, {"messages": CONTINUED, "continue_final_message": True} | SHORT),
+    (CHAT, {"messages": MESSAGES, "prompt_logprobs": 2} | IDS | SHORT),
+    (CHAT, {"messages": MESSAGES} | IDS | SHORT | STREAM),
     (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_object"}} | SHORT),
     (COMPLETIONS, {"prompt": "Hi"} | SHORT),
     (COMPLETIONS, {"prompt": ["Hi", [5, 6]], "logprobs": 2} | SHORT),
     (COMPLETIONS, {"prompt": "Hi", "logprobs": 0} | SHORT | STREAM),
     (COMPLETIONS, {"inputs": [5], "echo": True, "stop": ["a"]} | SHORT),
+    (COMPLETIONS, {"prompt": "Hi there", "echo": True, "logprobs": 1} | SHORT),
+    (COMPLETIONS, {"prompt": ["Hi", "Ho"], "prompt_logprobs": 2} | IDS | SHORT),
+    (COMPLETIONS, {"prompt": ["Hi", "Ho"]} | IDS | SHORT | STREAM),
     (COMPLETIONS, {"prompt": "Hi", "guided_choice": ["a", "b"]} | SHORT),
     ("/invocations", {"prompt": "Hi"} | SHORT),
     ("/invocations", {"messages": MESSAGES} | SHORT | STREAM),
@@ -291,7 +314,7 @@ def test_a_good_request_and_its_answer_fit_the_document(
     small: Server, path: str, body: dict
 ) -> None:
     request = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-    jsonschema.Draft202012Validator(DOCUMENT | request["schema"]).validate(body)
+    validator(DOCUMENT, request["schema"]["$ref"]).validate(body)
     case = API[path]["POST"].Case(body=body, media_type="application/json")
     response = case.call(base_url=small.url)
     assert response.status_code == 200, response.content
@@ -333,8 +356,12 @@ def tame(value: Any) -> Any:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_the_server_does_what_the_document_says(case, small: Server) -> None:
+def test_the_server_does_what_the_document_says(
+    case, small: Server, session: requests.Session
+) -> None:
     is_random = case.meta.phase.name.value == "fuzzing"
     if is_random and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
         case.body = tame(case.body)
-    case.call_and_validate(base_url=small.url, additional_checks=OWN_CHECKS)
+    case.call_and_validate(
+        base_url=small.url, session=session, additional_checks=OWN_CHECKS
+    )

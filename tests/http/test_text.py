@@ -62,6 +62,14 @@ def test_sagemaker_attributes_come_back_and_choose_the_api(server: Server) -> No
     assert server.post("/invocations", both).json()["object"] == "chat.completion"
 
 
+def test_an_unknown_route_is_refused(server: Server) -> None:
+    name = "X-Amzn-SageMaker-Custom-Attributes"
+    ask = {"prompt": "One", "max_tokens": 2}
+    for route in ("/v1/models", "/v1/completions/render", ""):
+        assert server.post("/invocations", ask, {name: f"route={route}"}).status == 400
+    assert server.post("/invocations", ask, {name: "myroute=/v1/models"}).status == 200
+
+
 def test_execution_parameters_for_a_batch_transform(server: Server) -> None:
     answer = server.get("/execution-parameters").json()
     assert answer["BatchStrategy"] == "MULTI_RECORD"

@@ -99,6 +99,14 @@ def test_a_required_call_comes(client: openai.OpenAI) -> None:
     check_weather(choice.message.tool_calls[0])
 
 
+def test_a_required_call_of_the_only_tool_has_valid_arguments(client: openai.OpenAI) -> None:
+    for question in ("What is 1+1?", "What is mlad?"):
+        messages = [{"role": "user", "content": question}]
+        choice = ask(client, messages, tools=TOOLS[:1], tool_choice="required").choices[0]
+        (call,) = choice.message.tool_calls
+        assert isinstance(json.loads(call.function.arguments)["city"], str)
+
+
 def test_reasoning_is_set_apart(client: openai.OpenAI) -> None:
     done = ask(client, SUM)
     message = done.choices[0].message
