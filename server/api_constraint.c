@@ -142,9 +142,16 @@ static int add_source(struct wish *wish, const char *param, enum grammar_kind ki
     if (wish->param)
         return api_fault_set(fault, 400, param, "'%s' and '%s' ask for different outputs.",
                              wish->param, param);
-    if (json_is(value, JSON_NUMBER) || json_is(value, JSON_BOOL))
-        return api_fault_set(fault, 400, param, "'%s' holds %s where a grammar belongs.", param,
-                             json_type_name(value));
+    bool fits = kind == GRAMMAR_JSON_SCHEMA
+                    ? json_is(value, JSON_OBJECT) || json_is(value, JSON_STRING)
+                : kind == GRAMMAR_CHOICE ? json_is(value, JSON_ARRAY)
+                                         : json_is(value, JSON_STRING);
+    if (!fits)
+        return api_fault_set(fault, 400, param, "'%s' holds %s where %s belongs.", param,
+                             json_type_name(value),
+                             kind == GRAMMAR_JSON_SCHEMA ? "a JSON schema"
+                             : kind == GRAMMAR_CHOICE    ? "a list of strings"
+                                                         : "a string");
     wish_json(wish, param, kind, value);
     return 0;
 }
@@ -168,7 +175,13 @@ static int find_wish(struct wish *wish, const struct json *body, const struct ap
             add_source(wish, sources[i].guided, sources[i].kind, json_get(body, sources[i].guided),
                        fault))
             return -1;
-    if (json_is(object, JSON_BOOL) && json_bool(object) && !wish->param)
+    if (is_there(object) && !json_is(object, JSON_BOOL))
+        return api_fault_set(fault, 400, "structured_outputs",
+                             "'json_object' in 'structured_outputs' must be true or false.");
+    if (is_there(object) && json_bool(object) && wish->param)
+        return api_fault_set(fault, 400, "structured_outputs",
+                             "'%s' and 'json_object' ask for different outputs.", wish->param);
+    if (is_there(object) && json_bool(object))
         wish_json(wish, "structured_outputs", GRAMMAR_JSON_OBJECT, NULL);
     if (params->tools && params->tool_choice == TOOL_NAMED && !wish->param)
         for (const struct json *t = json_first(params->tools); t; t = json_next(t)) {

@@ -333,7 +333,7 @@ static int parse_stop_tokens(struct api_params *params, const struct json *body,
             return api_fault_set(fault, 400, "stop_token_ids",
                                  "'stop_token_ids' may hold at most "
                                  "%d ids.",
-                                 SAMPLING_MAX_STOP_TOKENS - MODEL_MAX_EOS);
+                                 SAMPLING_MAX_STOP_TOKENS - config->n_eos);
         add_stop_token(sampling, token);
     }
     return 0;
@@ -352,7 +352,7 @@ static int parse_logit_bias(struct api_params *params, const struct json *body,
     for (const struct json *v = json_first(bias); v; v = json_next(v)) {
         char *end;
         long id = strtol(json_key(v), &end, 10);
-        if (end == json_key(v) || *end || id < 0 || id >= config->vocab_size)
+        if (strspn(json_key(v), "0123456789") == 0 || *end || id < 0 || id >= config->vocab_size)
             return api_fault_set(fault, 400, "logit_bias",
                                  "'%s' in 'logit_bias' is not a token id "
                                  "(0 to %d).",
@@ -479,7 +479,7 @@ static int parse_service(struct api_params *params, const struct json *body,
         return api_fault_set(fault, 400, "timeout",
                              "'timeout' must be a number of seconds above 0 "
                              "and at most 1000000.");
-    params->timeout_us = (int64_t)(json_number(timeout) * 1e6);
+    params->timeout_us = (int64_t)ceil(json_number(timeout) * 1e6);
     return 0;
 }
 

@@ -64,6 +64,9 @@ int api_tokenize(const struct api_service *service, const struct json *body, str
     const struct json *strs = json_get(body, "return_token_strs");
     struct parsed parsed;
 
+    if (strs && json_type(strs) != JSON_NULL && !json_is(strs, JSON_BOOL))
+        return api_fault_set(fault, 400, "return_token_strs",
+                             "'return_token_strs' must be true or false.");
     if (parse(service, body, api_by_fields(body), &parsed, fault))
         return -1;
     if (parsed.n != 1) {
