@@ -134,6 +134,8 @@ int healthcheck(const struct options *options, struct error *err)
         return error_set(err, "healthcheck needs the --port that the daemon listens on");
     snprintf(port, sizeof(port), "%d", check.port);
     int failure = getaddrinfo(check.host, port, &hints, &addresses);
+    if (failure && strcmp(check.host, "localhost") == 0) /* a container may lack /etc/hosts */
+        failure = getaddrinfo("127.0.0.1", port, &hints, &addresses);
     if (failure)
         return error_set(err, "can't find %s: %s", check.host, gai_strerror(failure));
     for (const struct addrinfo *at = addresses; at && rc; at = at->ai_next)
