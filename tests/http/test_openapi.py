@@ -362,6 +362,9 @@ def test_the_server_does_what_the_document_says(
     is_random = case.meta.phase.name.value == "fuzzing"
     if is_random and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
         case.body = tame(case.body)
+    if isinstance(case.body, dict) and isinstance(case.body.get("timeout"), float):
+        # The least time that is allowed is rightly answered with 408.
+        case.body["timeout"] = max(case.body["timeout"], 60.0) if case.body["timeout"] > 0 else -1
     case.call_and_validate(
         base_url=small.url, session=session, additional_checks=OWN_CHECKS
     )
