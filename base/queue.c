@@ -14,7 +14,7 @@ struct queue {
     pthread_cond_t not_full;
     size_t capacity, item_size;
     size_t first, count; /* a ring: items first .. first + count - 1, modulo capacity */
-    bool closed, nudged;
+    bool closed;
     unsigned char *items;
 };
 
@@ -118,21 +118,12 @@ void queue_wait(struct queue *q, int64_t timeout_us)
     int rc = 0;
 
     pthread_mutex_lock(&q->lock);
-    while (q->count == 0 && !q->closed && !q->nudged && rc == 0) {
+    while (q->count == 0 && !q->closed && rc == 0) {
         if (timeout_us < 0)
             rc = pthread_cond_wait(&q->not_empty, &q->lock);
         else
             rc = pthread_cond_timedwait(&q->not_empty, &q->lock, &until);
     }
-    q->nudged = false;
-    pthread_mutex_unlock(&q->lock);
-}
-
-void queue_nudge(struct queue *q)
-{
-    pthread_mutex_lock(&q->lock);
-    q->nudged = true;
-    pthread_cond_broadcast(&q->not_empty);
     pthread_mutex_unlock(&q->lock);
 }
 

@@ -22,12 +22,9 @@ bool queue_push(struct queue *q, const void *item, bool *was_empty);
 /* Moves up to `max` items to `items`; returns how many (0 when empty). */
 size_t queue_pop(struct queue *q, void *items, size_t max);
 
-/* Waits until an item is there, the queue is closed, queue_nudge is called, or `timeout_us` passed
- * (negative: no limit). */
+/* Waits until an item is there, the queue is closed, or `timeout_us` passed (negative: no limit).
+ */
 void queue_wait(struct queue *q, int64_t timeout_us);
-
-/* Makes a current or the next queue_wait return. */
-void queue_nudge(struct queue *q);
 
 /* No more items are accepted; all waiters return. Items that are in can still be popped. */
 void queue_close(struct queue *q);
