@@ -22,15 +22,29 @@ CFLAGS  += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-poin
 LDFLAGS += -fsanitize=$(SANITIZE)
 endif
 
+# The CUDA backend and libmla are built where nvcc is (CUDA=0: not), for Hopper alone.
+NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA    ?= $(if $(and $(NVCC),$(if $(SANITIZE),,1)),1,0)
+NVFLAGS := -gencode=arch=compute_90a,code=sm_90a -std=c++17 -O3 -lineinfo -I. -D_GNU_SOURCE \
+	-Xcompiler=-Wall,-Wextra,-Werror,-fPIC,-pthread --expt-relaxed-constexpr -diag-suppress 177
+
 DIRS    := base config kernels kernels/cpu model server
 SOURCES := $(foreach d,$(DIRS),$(wildcard $(d)/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/obj/%.o)
+ifeq ($(CUDA),1)
+CU_OBJECTS  := $(patsubst %.cu,$(BUILD)/obj/%.cu.o,$(wildcard kernels/cuda/*.cu))
+MLA_OBJECTS := $(filter $(BUILD)/obj/kernels/cuda/mla_%,$(CU_OBJECTS))
+OBJECTS     += $(CU_OBJECTS)
+CPPFLAGS    += -DMLAD_CUDA
+LDLIBS      += -L$(dir $(NVCC))../lib64 -lcudart_static -ldl -lrt -lstdc++
+GPU_TESTS   := $(patsubst tests/gpu/%.cu,$(BUILD)/gpu/%,$(wildcard tests/gpu/*.cu))
+endif
 LIBRARY := $(filter-out $(BUILD)/obj/server/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 HELPERS := $(patsubst tests/tokenizer/%.c,$(BUILD)/tests/%,$(wildcard tests/tokenizer/*.c)) \
 	$(patsubst tests/grammar/%.c,$(BUILD)/tests/%,$(wildcard tests/grammar/*.c))
 
-.PHONY: all run test unit fuzz asan tsan tidy format dist clean help
+.PHONY: all libmla run test unit fuzz asan tsan tidy format dist clean help
 .SECONDARY:
 
 all: $(BUILD)/mlad  ## build build/mlad
@@ -43,6 +57,24 @@ $(BUILD)/obj/kernels/cpu/%.o: CFLAGS += $(CPU_FLAGS)
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+
+# libmla by itself, and the programs that test and time kernels on a GPU machine. None needs more
+# than the CUDA runtime, which is linked in.
+$(BUILD)/libmla.a: $(MLA_OBJECTS)
+	@rm -f $@
+	ar rcs $@ $^
+$(BUILD)/libmla.so: $(MLA_OBJECTS)
+	$(NVCC) $(NVFLAGS) -shared -o $@ $^
+libmla: $(BUILD)/libmla.a $(BUILD)/libmla.so  ## build libmla.a and libmla.so (needs nvcc)
+
+GPU_LIBRARY = $(filter $(BUILD)/obj/kernels/% $(BUILD)/obj/base/%,$(filter-out %/json.o,$(OBJECTS)))
+$(BUILD)/gpu/%: tests/gpu/%.cu $(GPU_LIBRARY)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVFLAGS) -MMD -MP -MF $@.d -o $@ $< $(GPU_LIBRARY) -lpthread
 
 # What page.c puts into the binary, which no compiler sees.
 $(BUILD)/obj/server/page.o: server/page/chat.html server/page/openapi.json
@@ -110,4 +142,4 @@ help:  ## this list
 clean:  ## remove build/
 	rm -rf build
 
--include $(OBJECTS:.o=.d) $(TESTS:=.d) $(HELPERS:=.d)
+-include $(OBJECTS:.o=.d) $(TESTS:=.d) $(HELPERS:=.d) $(GPU_TESTS:=.d)
