@@ -56,6 +56,7 @@ struct mla_cache {
  * last page past kv_len are never used and may hold anything. */
 struct mla_seqs {
     int32_t n_seqs;
+    int32_t query_rows;          /* rows of q, out and lse */
     int32_t max_q_len;           /* no q_len is larger */
     const int32_t *q_starts;     /* (n_seqs) first query row; NULL: i * max_q_len */
     const int32_t *q_lens;       /* (n_seqs) 0: the sequence is passed over; NULL: all max_q_len */
@@ -87,9 +88,82 @@ struct mla_decode_args {
 
 int mla_decode(const struct mla_decode_args *args, mla_stream stream);
 
-/* Bytes of workspace that serve every call on the current device with at most these sizes;
- * query_rows is the sum of q_len. 0 when the device can't be read. */
+/* Bytes of workspace that serve every call on the current device with at most these sizes. 0 when
+ * the device can't be read. */
 size_t mla_decode_workspace(int32_t n_seqs, int32_t query_rows, int32_t heads, int32_t latent_dim);
+
+/* ---- cache write: where a token enters the cache ------------------------------------------------
+ *
+ * For each row: the latent of kv divided by its root mean square and times norm, the rope part
+ * rotated to the row's position, both stored at the row's slot; and the rope part of each head of q
+ * rotated in place. Computed in float, rounded once. */
+
+enum { MLA_MAX_ROPE = 128 };
+
+/* Rotary embedding. Angle of pair i at position p: p * inv_freq[i], a float product. */
+struct mla_rope {
+    int32_t half_split; /* 0: pairs (2i, 2i + 1); 1: pairs (i, i + rope_dim / 2) */
+    float magnitude;    /* factor on cos and sin (YaRN's mscale ratio; 1 otherwise) */
+    float inv_freq[MLA_MAX_ROPE / 2];
+};
+
+struct mla_write_args {
+    struct mla_cache cache; /* latent_dim to 1024 that 4 (FP8: 128) divides, even rope_dim */
+    int32_t rows;
+    const int32_t *positions; /* (rows) */
+    const int64_t *slots;     /* (rows) page * 64 + offset; -1: the row is not stored */
+    const void *kv;           /* bf16 (rows, latent_dim + rope_dim); 8-byte aligned; NULL: none */
+    int64_t kv_stride;        /* elements from one row of kv to the next; a multiple of 4 */
+    const float *norm;        /* (latent_dim); 16-byte aligned */
+    float eps;
+    void *q; /* bf16 (rows, heads, nope_dim + rope_dim); NULL: none */
+    int32_t heads;
+    int32_t nope_dim;
+    struct mla_rope rope;
+
+    /* Of the first absorbed_rows rows (0: none) the rotated part is not put back into q but to the
+     * end of the heads' rows for mla_decode: bf16 (absorbed_rows, heads, latent_dim + rope_dim). */
+    void *q_absorbed;
+    int32_t absorbed_rows;
+};
+
+int mla_write(const struct mla_write_args *args, mla_stream stream);
+
+/* ---- prefill: queries against keys and values of each head --------------------------------------
+ *
+ * K(t) = [W_UK latent(t), rope key(t)], V(t) = W_UV latent(t), rounded to bf16;
+ * out[r, h] = sum over t <= position of r of softmax_t(softmax_scale * q[r, h] . K(t)) * V(t).
+ * The chunk's own tokens are read from the cache too: mla_write comes first. The context is cut in
+ * pieces that fit the workspace; where they end changes no bit of the result, and neither do the
+ * other sequences of the call or how a prompt was cut in chunks. Fast for nope + rope / v of
+ * 128 + 64 / 128 and 192 + 64 / 256 with a bf16 or FP8 cache; any sizes to 256 work.
+ *
+ * The arrays of `seqs` other than block_tables are on the HOST here, and are read before the call
+ * returns (max_q_len and table_stride serve as elsewhere); a graph keeps the lengths that it was
+ * captured with. A query row that no sequence has is not written. nope + v and rope_dim are
+ * multiples of 8, latent_dim of 8 (FP8: 128). */
+struct mla_prefill_args {
+    struct mla_cache cache;
+    struct mla_seqs seqs;
+    const void *q;    /* bf16 (query rows, heads, nope_dim + rope_dim); 16-byte aligned */
+    const void *kv_b; /* bf16 (heads * (nope_dim + v_dim), latent_dim), per head W_UK then W_UV */
+    void *out;        /* bf16 (query rows, heads, v_dim); 16-byte aligned */
+    float *lse;       /* (query rows, heads) as in mla_decode; NULL: not wanted */
+    int32_t heads;    /* 1 .. MLA_MAX_HEADS */
+    int32_t nope_dim;
+    int32_t v_dim;
+    float softmax_scale;
+    void *workspace; /* 256-byte aligned; calls that share one must not run at the same time */
+    size_t workspace_bytes;
+};
+
+int mla_prefill(const struct mla_prefill_args *args, mla_stream stream);
+
+/* Bytes of workspace that serve every call of up to n_seqs sequences whose q_lens sum to at most
+ * query_rows, with pieces of about kv_tokens of 16 heads (16384 is plenty; 1 works, slowly). Of
+ * `shape`, the sizes are used: heads, nope_dim, v_dim, and those of the cache. */
+size_t mla_prefill_workspace(const struct mla_prefill_args *shape, int32_t n_seqs,
+                             int32_t query_rows, int32_t kv_tokens);
 
 /* A sentence about a status. */
 const char *mla_status_text(int status);

@@ -58,6 +58,16 @@ __device__ __forceinline__ void mbar_wait(uint32_t bar, uint32_t parity)
     }
 }
 
+/* The same for a barrier at which other blocks of the cluster arrive after writing here. */
+__device__ __forceinline__ void mbar_wait_cluster(uint32_t bar, uint32_t parity)
+{
+    asm volatile("{\n.reg .pred p;\nagain%=:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
+                 "@!p bra again%=;\n}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+}
+
 /* ---- bulk tensor copies (TMA) ---------------------------------------------------------------- */
 
 enum : uint64_t { /* L2 eviction policies, as createpolicy makes them */
@@ -151,6 +161,33 @@ __device__ __forceinline__ void named_arrive(int id, int threads)
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+__device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Four 8 x 8 matrices of bf16 from accumulator-shaped registers to shared memory; lane l gives the
+ * address of row l % 8 of matrix l / 8. */
+__device__ __forceinline__ void store_matrices(uint32_t addr, uint32_t a, uint32_t b, uint32_t c,
+                                               uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr),
+                 "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
+
+/* The reverse: four matrices to registers, as the left operand of a product has them. */
+__device__ __forceinline__ void load_matrices(uint32_t addr, uint32_t (&a)[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                 : "r"(addr)
+                 : "memory");
+}
+
 /* Programmatic dependent launch: waits for the kernels before this one; lets the next one start. */
 __device__ __forceinline__ void launch_wait()
 {
@@ -180,6 +217,14 @@ __device__ __forceinline__ uint32_t cluster_rank()
     uint32_t r;
 
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+
+__device__ __forceinline__ uint32_t cluster_size()
+{
+    uint32_t r;
+
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(r));
     return r;
 }
 
@@ -228,10 +273,12 @@ __device__ __forceinline__ float cluster_load(uint32_t addr)
     return v;
 }
 
+/* Relaxed, since a cluster-wide release costs thousands of cycles: for a barrier that says "read",
+ * not "written". */
 __device__ __forceinline__ void cluster_mbar_arrive(uint32_t bar, uint32_t rank)
 {
     asm volatile(
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_map(bar, rank))
+        "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_map(bar, rank))
         : "memory");
 }
 

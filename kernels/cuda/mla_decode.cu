@@ -1,0 +1,163 @@
+/* mla_decode: checks the arguments and picks the kernel.
+ *
+ *   mla_small.cu     Hopper, up to 32 query rows a tile: memory-bound, K as the left operand
+ *   mla_wide.cu      Hopper, tiles of 64 query rows: two warpgroups share the output's columns
+ *   mla_baseline.cu  everything else
+ *
+ * Which is faster where both can serve is measured (tests/bench/RESULTS.md). The workspace holds
+ * wide's part, then small's: both keep counters there that are zero between calls. */
+#include "kernels/cuda/mla_internal.h"
+
+#include <stdint.h>
+
+static int valid_cache(const struct mla_cache *c)
+{
+    return c->pages && (uintptr_t)c->pages % 16 == 0 && c->page_stride > 0 &&
+           c->page_stride % 16 == 0 && c->n_pages > 0 && c->latent_dim > 0 && c->rope_dim >= 0 &&
+           (c->format == MLA_KV_BF16 || (c->format == MLA_KV_FP8 && c->latent_dim % 128 == 0));
+}
+
+static int valid_seqs(const struct mla_seqs *s)
+{
+    return s->n_seqs > 0 && s->query_rows >= 0 && s->max_q_len > 0 && s->kv_lens &&
+           s->block_tables && (s->q_starts || !s->q_lens) &&
+           (s->table_starts || s->table_stride > 0);
+}
+
+static int valid(const struct mla_decode_args *a)
+{
+    return a && valid_cache(&a->cache) && a->q && a->out && (uintptr_t)a->q % 16 == 0 &&
+           (uintptr_t)a->out % 16 == 0 && a->heads >= 1 && a->heads <= MLA_MAX_HEADS &&
+           a->softmax_scale > 0;
+}
+
+/* Sequences from which on the small kernel wins for tiles of 17 to 32 rows: it is nearer to the
+ * memory's speed, the wide one quicker to split and merge few sequences. */
+enum { MANY_SEQS = 48, SMALL_ROWS = 16, MEDIUM_ROWS = 32 };
+
+static int prefers_small(const struct mla_decode_args *a)
+{
+    int rows = a->heads * a->seqs.max_q_len;
+
+    if (!mla_small_serves(a))
+        return 0;
+    if (a->batch_invariant) /* by what is the same for every batch; its workspace grows with heads
+                             */
+        return a->heads <= MEDIUM_ROWS;
+    if (!mla_wide_serves(a))
+        return 1;
+    return rows <= SMALL_ROWS || (rows <= MEDIUM_ROWS && a->seqs.n_seqs >= MANY_SEQS);
+}
+
+int mla_decode(const struct mla_decode_args *args, mla_stream stream)
+{
+    const struct mla_device *device = mla_device();
+    struct mla_decode_args a;
+    size_t wide_bytes;
+
+    if (!device)
+        return MLA_CUDA;
+    if (args && (args->seqs.n_seqs == 0 || args->seqs.query_rows == 0))
+        return MLA_OK;
+    if (!valid(args) || !valid_seqs(&args->seqs))
+        return MLA_INVALID;
+    if (!device->hopper || (!prefers_small(args) && !mla_wide_serves(args)))
+        return mla_baseline_launch(args, stream);
+    wide_bytes = mla_wide_workspace(device->sms, args->cache.latent_dim);
+    if (!args->workspace || args->workspace_bytes < wide_bytes)
+        return MLA_INVALID;
+    if (!prefers_small(args))
+        return mla_wide_launch(args, stream);
+    a = *args;
+    a.workspace = (char *)args->workspace + wide_bytes;
+    a.workspace_bytes = args->workspace_bytes - wide_bytes;
+    return mla_small_launch(&a, stream);
+}
+
+size_t mla_decode_workspace(int32_t n_seqs, int32_t query_rows, int32_t heads, int32_t latent_dim)
+{
+    const struct mla_device *device = mla_device();
+
+    if (!device)
+        return 0;
+    return mla_wide_workspace(device->sms, latent_dim) +
+           mla_small_workspace(device->sms, n_seqs, query_rows, heads, latent_dim,
+                               heads <= MEDIUM_ROWS);
+}
+
+const char *mla_status_text(int status)
+{
+    switch (status) {
+    case MLA_OK:
+        return "done";
+    case MLA_INVALID:
+        return "an argument is out of its range (kernels/mla.h says which values it can have)";
+    case MLA_UNSUPPORTED:
+        return "there is no kernel for these dimensions on this GPU";
+    case MLA_CUDA:
+        return "the CUDA runtime refused: cudaGetLastError says why";
+    default:
+        return "not a status of libmla";
+    }
+}
+
+/* ---- the device ------------------------------------------------------------------------------ */
+
+enum { MAX_DEVICES = 64 };
+
+const struct mla_device *mla_device(void)
+{
+    static struct mla_device
+        known[MAX_DEVICES]; /* sms 0: not looked up; the writes are idempotent */
+    int id, sms, major;
+
+    if (cudaGetDevice(&id) != cudaSuccess || id >= MAX_DEVICES)
+        return NULL;
+    if (known[id].sms == 0) {
+        if (cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, id) != cudaSuccess ||
+            cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id) != cudaSuccess)
+            return NULL;
+        known[id].hopper = major == 9;
+        known[id].sms = sms;
+    }
+    return &known[id];
+}
+
+/* The driver's encoder, found at run time: nothing here links to libcuda. */
+typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                              const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                              const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+static encode_fn find_encoder(void)
+{
+    static encode_fn found;
+    void *address = NULL;
+    cudaDriverEntryPointQueryResult result;
+
+    if (!found && cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000,
+                                                   cudaEnableDefault, &result) == cudaSuccess)
+        found = (encode_fn)address;
+    return found;
+}
+
+int mla_tensor_map(CUtensorMap *map, CUtensorMapDataType type, int rank, const void *address,
+                   const uint64_t *sizes, const uint64_t *strides, const uint32_t *box)
+{
+    encode_fn encode = find_encoder();
+    cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+    cuuint64_t size[5], stride[5];
+
+    if (!encode || rank > 5)
+        return -1;
+    for (int i = 0; i < rank; i++) {
+        size[i] = sizes[i];
+        stride[i] = i + 1 < rank ? strides[i] : 0;
+    }
+    return encode(map, type, (cuuint32_t)rank, (void *)address, size, stride, box, steps,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
+               ? 0
+               : -1;
+}

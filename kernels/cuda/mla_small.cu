@@ -1,0 +1,203 @@
+/* Launches the decode kernel for few query rows: picks the row tile and the cluster, lays out the
+ * workspace, describes the cache to the copy engine. */
+#include "kernels/cuda/mla_small.h"
+
+#include <math.h>
+
+namespace mla_small
+{
+
+enum { MAX_DEVICES = 64, SIZES = 4 /* of clusters: 1, 2, 4, 8 */ };
+
+enum { LEAST_PAGES = 2 /* of a block: one page each would cost more in merging than it saves */ };
+
+/* Rows of a tile. Tiles of 16 and 32 differ in the order of a few sums, so in batch-invariant mode
+ * the longest query of the batch has no say. */
+static int tile_rows(const struct mla_decode_args *a)
+{
+    int rows = a->batch_invariant ? a->heads : a->heads * a->seqs.max_q_len;
+
+    return rows <= 16 ? 16 : 32;
+}
+
+static int items(int n_seqs, int rows, int tile)
+{
+    return n_seqs * ((rows + tile - 1) / tile);
+}
+
+/* Blocks that share a sequence: as many as fill the GPU, since merging inside a cluster is cheap.
+ */
+static int cluster_blocks(const struct mla_decode_args *a, int n_items)
+{
+    int most = a->cache.latent_dim / 64; /* every block owns a block of O^T's rows */
+
+    if (a->batch_invariant || n_items <= (a->cache.format == MLA_KV_FP8 ? 8 : 16))
+        return most < MAX_CLUSTER ? most : MAX_CLUSTER;
+    return n_items <= 66 ? 2 : 1;
+}
+
+static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const variant &v,
+                      int cluster, int blocks, cudaStream_t stream)
+{
+    attrs[0].id = cudaLaunchAttributeClusterDimension;
+    attrs[0].val.clusterDim.x = (unsigned)cluster;
+    attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
+    attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attrs[1].val.programmaticStreamSerializationAllowed = 1;
+    c->gridDim = dim3((unsigned)blocks);
+    c->blockDim = dim3((unsigned)v.threads);
+    c->dynamicSmemBytes = v.shared_bytes;
+    c->stream = stream;
+    c->attrs = attrs;
+    c->numAttrs = 2;
+}
+
+/* Clusters of this size that run at once; looked up once for each device, kernel and size. 0 when
+ * the device refuses. */
+static int workers_of(const variant &v, int cluster, int kernel_id)
+{
+    static int known[MAX_DEVICES][16][SIZES];
+    int id, size = cluster == 1 ? 0 : cluster == 2 ? 1 : cluster == 4 ? 2 : 3, n = 0;
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attrs[2] = {};
+
+    if (cudaGetDevice(&id) != cudaSuccess || id >= MAX_DEVICES)
+        return 0;
+    if (known[id][kernel_id][size])
+        return known[id][kernel_id][size];
+    if (cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)v.shared_bytes) != cudaSuccess)
+        return 0;
+    configure(&config, attrs, v, cluster, cluster, 0);
+    config.numAttrs = 1;
+    if (cudaOccupancyMaxActiveClusters(&n, v.kernel, &config) != cudaSuccess)
+        return 0;
+    known[id][kernel_id][size] = n;
+    return n;
+}
+
+/* The workspace: counters, always in the same place since they stay zero between calls of different
+ * shapes; then stats and partial results of as many slots as a call may use. */
+struct layout {
+    size_t stats, partials, bytes;
+};
+
+static layout lay_out(int sms, int n_seqs, int64_t rows, int n, int latent_dim, int invariant)
+{
+    size_t max_items = (size_t)(rows / n + n_seqs);
+    size_t slots = invariant ? max_items * MAX_PIECES : 2 * (size_t)sms + 2;
+    layout w;
+
+    w.stats = MAX_ITEMS * MAX_CLUSTER * sizeof(uint32_t);
+    w.partials = w.stats + (slots * MAX_CLUSTER * n * sizeof(float2) + 255) / 256 * 256;
+    w.bytes = w.partials + slots * n * latent_dim * sizeof(float);
+    return w;
+}
+
+static int map_cache(params *p, const struct mla_cache *c)
+{
+    uint64_t width = (uint64_t)(c->latent_dim + c->rope_dim);
+    uint64_t sizes[3] = {width, MLA_PAGE_TOKENS, (uint64_t)c->n_pages};
+    uint64_t strides[2] = {2 * width, (uint64_t)c->page_stride};
+    uint32_t box[3] = {64, UNIT, 1};
+    uint64_t page_sizes[4] = {64, MLA_PAGE_TOKENS, width / 64, (uint64_t)c->n_pages};
+    uint64_t page_strides[3] = {2 * width, 128, (uint64_t)c->page_stride};
+    uint32_t page_box[4] = {64, MLA_PAGE_TOKENS, (uint32_t)width / 64, 1};
+
+    p->ragged = width % 64 != 0;
+    if (!p->ragged && mla_tensor_map(&p->page, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, c->pages,
+                                     page_sizes, page_strides, page_box) < 0)
+        return -1;
+    return mla_tensor_map(&p->half, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, c->pages, sizes, strides,
+                          box);
+}
+
+static variant find_variant(const struct mla_decode_args *a, int n, int *id)
+{
+    *id = (n == 32) + 2 * (a->cache.format == MLA_KV_FP8) + 4 * (a->cache.latent_dim == 256) +
+          8 * (a->cache.rope_dim == 32);
+    if (a->cache.format == MLA_KV_FP8)
+        return (n == 16 ? find_16_fp8 : find_32_fp8)(a->cache.latent_dim, a->cache.rope_dim);
+    return (n == 16 ? find_16_bf16 : find_32_bf16)(a->cache.latent_dim, a->cache.rope_dim);
+}
+
+/* The workspace and what of the arguments the kernel sees; 0, or MLA_INVALID when there is too
+ * little room. */
+static int set_params(params *p, const struct mla_decode_args *a, int n, int sms)
+{
+    layout w = lay_out(sms, a->seqs.n_seqs, (int64_t)a->seqs.query_rows * a->heads, n,
+                       a->cache.latent_dim, a->batch_invariant);
+
+    if (!a->workspace || a->workspace_bytes < w.bytes)
+        return MLA_INVALID;
+    p->seqs = a->seqs;
+    p->pages = (const uint8_t *)a->cache.pages;
+    p->page_stride = a->cache.page_stride;
+    p->q = (const __nv_bfloat16 *)a->q;
+    p->out = (__nv_bfloat16 *)a->out;
+    p->lse = a->lse;
+    p->heads = a->heads;
+    p->scale_log2 = a->softmax_scale * (float)M_LOG2E;
+    p->causal = a->causal;
+    p->invariant = a->batch_invariant;
+    p->least_pages = LEAST_PAGES;
+    p->counters = (uint32_t *)a->workspace;
+    p->stats = (float2 *)((uint8_t *)a->workspace + w.stats);
+    p->partials = (float4 *)((uint8_t *)a->workspace + w.partials);
+    return 0;
+}
+
+int launch(const struct mla_decode_args *a, int cluster, cudaStream_t stream)
+{
+    const struct mla_device *device = mla_device();
+    int rows = a->seqs.max_q_len * a->heads, n = tile_rows(a), id;
+    int n_items = items(a->seqs.n_seqs, rows, n);
+    variant v = find_variant(a, n, &id);
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attrs[2] = {};
+    params p = {};
+
+    if (!device || !v.kernel || (a->batch_invariant && n_items > MAX_ITEMS))
+        return MLA_UNSUPPORTED;
+    if (cluster == 0)
+        cluster = cluster_blocks(a, n_items);
+    p.workers = workers_of(v, cluster, id);
+    if (p.workers <= 0 || (a->cache.format == MLA_KV_BF16 && map_cache(&p, &a->cache) < 0))
+        return MLA_CUDA;
+    int status = set_params(&p, a, n, device->sms);
+    if (status < 0)
+        return status;
+    configure(&config, attrs, v, cluster, p.workers * cluster, stream);
+    return cudaLaunchKernelEx(&config, v.kernel, (const params)p) == cudaSuccess ? MLA_OK
+                                                                                 : MLA_CUDA;
+}
+
+} // namespace mla_small
+
+using namespace mla_small;
+
+int mla_small_serves(const struct mla_decode_args *a)
+{
+    int id;
+
+    return find_variant(a, 16, &id).kernel != NULL;
+}
+
+size_t mla_small_workspace(int sms, int32_t n_seqs, int32_t query_rows, int32_t heads,
+                           int32_t latent_dim, int invariant)
+{
+    int64_t rows = (int64_t)query_rows * heads;
+    size_t most = 0;
+
+    for (int mode = 0; mode <= invariant; mode++)
+        for (int n = 16; n <= 32; n *= 2) {
+            size_t bytes = lay_out(sms, n_seqs, rows, n, latent_dim, mode).bytes;
+            most = bytes > most ? bytes : most;
+        }
+    return most;
+}
+
+int mla_small_launch(const struct mla_decode_args *args, cudaStream_t stream)
+{
+    return launch(args, 0, stream);
+}

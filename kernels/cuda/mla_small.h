@@ -1,0 +1,64 @@
+/* The decode kernel for few query rows: its parameters, and the instantiations that mla_small.cu
+ * launches. mla_small.cuh says how the kernel is laid out. */
+#pragma once
+
+#include "kernels/cuda/mla_internal.h"
+
+#include <cuda_bf16.h>
+
+namespace mla_small
+{
+
+enum {
+    MAX_CLUSTER = 8,
+    MAX_SMS = 160,
+    UNIT = 32, /* tokens: what the cache of a small call is cut in */
+    TILE_SHIFT = 6,
+    TILE = 64,        /* tokens a product takes at a time: a page, or two halves of pages */
+    RAW_TOKENS = 16,  /* FP8: what one copy brings */
+    MAX_PIECES = 16,  /* of a sequence in batch-invariant mode */
+    MAX_ITEMS = 8192, /* row tiles of a call in batch-invariant mode */
+    PIECE_PAGES = 64, /* a sequence has one piece for each so many pages, up to MAX_PIECES */
+};
+
+struct params {
+    CUtensorMap half; /* bf16: (latent + rope, 64, pages), boxes of 64 x 32 */
+    CUtensorMap page; /* bf16: (64, 64, width / 64, pages), a page a box; unless `ragged` */
+    int32_t ragged;   /* latent + rope is no multiple of 64 */
+    struct mla_seqs seqs;
+    const uint8_t *pages;
+    int64_t page_stride;
+    const __nv_bfloat16 *q;
+    __nv_bfloat16 *out;
+    float *lse;
+    int32_t heads;
+    float scale_log2; /* softmax scale * log2(e) */
+    int32_t causal;
+    int32_t invariant;
+    int32_t workers;     /* clusters of the grid */
+    int32_t least_pages; /* of a block, rather than more workers */
+    uint32_t *counters;  /* (MAX_ITEMS, MAX_CLUSTER) arrivals; zero between calls */
+    float2 *stats;       /* (slots, MAX_CLUSTER, N) maximum and sum of a partial result's rows */
+    float4 *partials;    /* (slots, N * latent / 4) in the order of the accumulators */
+};
+
+typedef void (*kernel_fn)(const params);
+
+/* A kernel, its threads and bytes of shared memory. */
+struct variant {
+    kernel_fn kernel;
+    int threads;
+    size_t shared_bytes;
+};
+
+/* For row tiles of 16 and 32; kernel NULL when there is none of these sizes. */
+variant find_16_bf16(int latent_dim, int rope_dim);
+variant find_16_fp8(int latent_dim, int rope_dim);
+variant find_32_bf16(int latent_dim, int rope_dim);
+variant find_32_fp8(int latent_dim, int rope_dim);
+
+/* mla_small_launch with clusters of 1, 2, 4 or 8 blocks (at most latent_dim / 64), for tests; 0: as
+ * suits. */
+int launch(const struct mla_decode_args *args, int cluster, cudaStream_t stream);
+
+} // namespace mla_small

@@ -1,0 +1,94 @@
+/* Launches of the 64-row decode kernel, see mla_wide.cuh. */
+#include "kernels/cuda/mla_wide.cuh"
+
+#include <algorithm>
+#include <math.h>
+
+using namespace mla_wide;
+
+static_assert(sizeof(shared) <= 232448, "shared memory of a block");
+
+int mla_wide_serves(const struct mla_decode_args *a)
+{
+    return a->cache.format == MLA_KV_BF16 && a->cache.latent_dim == LATENT &&
+           a->cache.rope_dim == 64 && (uintptr_t)a->cache.pages % 128 == 0;
+}
+
+/* Partial results of two units a part, for the largest cluster; then maxima and sums; counters. */
+static size_t partial_rows(int sms)
+{
+    return (size_t)sms * 2 * ROWS;
+}
+
+size_t mla_wide_workspace(int sms, int32_t latent_dim)
+{
+    if (latent_dim != LATENT)
+        return 0;
+    size_t bytes =
+        partial_rows(sms) * (LATENT + 2) * sizeof(float) + (size_t)sms * 2 * sizeof(uint32_t);
+
+    return (bytes + 255) / 256 * 256;
+}
+
+static int make_maps(params &p, const struct mla_decode_args *a)
+{
+    const uint64_t q_size[2] = {WIDTH, (uint64_t)a->seqs.query_rows * a->heads};
+    const uint64_t q_stride[1] = {WIDTH * 2};
+    const uint32_t q_box[2] = {64, ROWS};
+    const uint64_t kv_size[3] = {WIDTH, PAGE, (uint64_t)a->cache.n_pages};
+    const uint64_t kv_stride[2] = {WIDTH * 2, (uint64_t)a->cache.page_stride};
+    const uint32_t kv_box[3] = {64, PAGE, 1};
+
+    if (mla_tensor_map(&p.q, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, a->q, q_size, q_stride, q_box))
+        return -1;
+    return mla_tensor_map(&p.kv, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, a->cache.pages, kv_size,
+                          kv_stride, kv_box);
+}
+
+template <int CLUSTER> static int launch(const params &p, cudaStream_t stream)
+{
+    static const size_t bytes = sizeof(shared);
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attributes[2] = {};
+
+    if (cudaFuncSetAttribute(kernel<CLUSTER>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)bytes) != cudaSuccess)
+        return MLA_CUDA;
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = CLUSTER;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    config.gridDim = dim3((unsigned)(p.parts * CLUSTER));
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = CLUSTER > 1 ? 2 : 1;
+    return cudaLaunchKernelEx(&config, kernel<CLUSTER>, p) == cudaSuccess ? MLA_OK : MLA_CUDA;
+}
+
+int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
+{
+    const struct mla_device *device = mla_device();
+    int tiles = (a->seqs.max_q_len * a->heads + ROWS - 1) / ROWS;
+    int cluster = tiles > 1 ? 2 : 1;
+    params p = {};
+
+    if (make_maps(p, a))
+        return MLA_CUDA;
+    p.seqs = a->seqs;
+    p.out = (__nv_bfloat16 *)a->out;
+    p.lse = a->lse;
+    p.heads = a->heads;
+    p.causal = a->causal;
+    p.scale_log2 = a->softmax_scale * (float)M_LOG2E;
+    p.heads_inverse = (0x100000000ull + a->heads - 1) / a->heads;
+    p.parts = device->sms / cluster;
+    p.lanes = std::min((tiles + cluster - 1) / cluster, 4);
+    p.invariant = a->batch_invariant;
+    p.partial_o = (float *)a->workspace;
+    p.partial_ml = p.partial_o + partial_rows(device->sms) * LATENT;
+    p.counters = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);
+    return cluster == 2 ? launch<2>(p, stream) : launch<1>(p, stream);
+}

@@ -1,0 +1,215 @@
+/* Where tokens enter the cache: the latent normalised, the rope key rotated, both scattered to
+ * their slots in bf16 or FP8; and the rope part of the queries rotated in place.
+ *
+ * Block (r, 0) stores row r: a warp takes groups of 128 latent values, 4 a lane, so that an FP8
+ * scale is a reduction of one warp. Blocks (r, 1 ..) rotate Q_HEADS heads of the row's query. */
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/mla.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+namespace
+{
+
+typedef __nv_bfloat16 bf16;
+
+enum { THREADS = 128, WARPS = THREADS / 32, GROUP = 128, Q_HEADS = 16, PARTS = 2 };
+
+/* N values that are loaded and stored at once. */
+template <int N> struct alignas(2 * N) chunk {
+    bf16 v[N];
+};
+
+/* y = N pairs of `x` rotated, from pair N * unit on; `half` is the number of pairs. */
+template <int N, int HALF_SPLIT>
+__device__ void rotate(bf16 *y, const bf16 *x, int unit, int half, const float2 *turns)
+{
+    const int first = HALF_SPLIT ? N * unit : 2 * N * unit;
+    const int second = HALF_SPLIT ? half + N * unit : 2 * N * unit + N;
+    chunk<N> in[2] = {*(const chunk<N> *)(x + first), *(const chunk<N> *)(x + second)}, out[2];
+
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        int a = HALF_SPLIT ? i : 2 * i, b = HALF_SPLIT ? N + i : 2 * i + 1;
+        float2 turn = turns[N * unit + i];
+        float p = __bfloat162float(in[a / N].v[a % N]), q = __bfloat162float(in[b / N].v[b % N]);
+        out[a / N].v[a % N] = __float2bfloat16_rn(p * turn.x - q * turn.y);
+        out[b / N].v[b % N] = __float2bfloat16_rn(q * turn.x + p * turn.y);
+    }
+    *(chunk<N> *)(y + first) = out[0];
+    *(chunk<N> *)(y + second) = out[1];
+}
+
+__device__ float warp_max(float x)
+{
+    for (int d = 16; d; d /= 2)
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
+    return x;
+}
+
+/* The sum of x over the block, in one order for every thread. */
+__device__ float block_sum(float x, float *partial)
+{
+    for (int d = 16; d; d /= 2)
+        x += __shfl_xor_sync(~0u, x, d);
+    if (threadIdx.x % 32 == 0)
+        partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+    for (int w = 0; w < WARPS; w++)
+        x += partial[w];
+    return x;
+}
+
+/* The 4 values as e4m3 of the group's scale: amax / 448, at least 1e-4, raised to a power of two.
+ */
+__device__ void store_fp8(uint8_t *row, int latent, int col, const float (&y)[4])
+{
+    float amax = fmaxf(fmaxf(fabsf(y[0]), fabsf(y[1])), fmaxf(fabsf(y[2]), fabsf(y[3])));
+    uint32_t bits = __float_as_uint(fmaxf(warp_max(amax) / 448.0f, 1e-4f));
+    uint32_t power = (bits + 0x7fffff) & 0xff800000;
+    float scale = __uint_as_float(power), inverse = __uint_as_float((254u << 23) - power);
+    float2 low = {y[0] * inverse, y[1] * inverse}, high = {y[2] * inverse, y[3] * inverse};
+    uint32_t a = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3);
+    uint32_t b = __nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3);
+
+    *(uint32_t *)(row + col) = a | b << 16;
+    if (threadIdx.x % 32 == 0)
+        *(float *)(row + latent + col / GROUP * sizeof(float)) = scale;
+}
+
+/* What a thread stores of the latent, columns first_column() + i * WARPS * GROUP on, and where. */
+struct row_part {
+    int64_t slot;
+    float x[PARTS][4], norm[PARTS][4];
+};
+
+__device__ int first_column()
+{
+    return threadIdx.x / 32 * GROUP + threadIdx.x % 32 * 4;
+}
+
+__device__ void load_part(const mla_write_args &p, int r, row_part &part)
+{
+    const bf16 *in = (const bf16 *)p.kv + r * p.kv_stride;
+
+    part.slot = p.slots[r];
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int column = first_column() + i * WARPS * GROUP;
+        const bool there = column < p.cache.latent_dim;
+        const chunk<4> v = there ? *(const chunk<4> *)(in + column) : chunk<4>{};
+        const float4 w = there ? *(const float4 *)(p.norm + column) : float4{};
+        const float norm[4] = {w.x, w.y, w.z, w.w};
+        for (int j = 0; j < 4; j++) {
+            part.x[i][j] = __bfloat162float(v.v[j]);
+            part.norm[i][j] = norm[j];
+        }
+    }
+}
+
+/* Block (r, 0). */
+template <int FP8>
+__device__ void store_row(const mla_write_args &p, int r, row_part &part, const float2 *turns)
+{
+    __shared__ float partial[WARPS];
+    const int latent = p.cache.latent_dim, rope = p.cache.rope_dim;
+    const int64_t latent_bytes = FP8 ? latent + latent / GROUP * 4 : latent * 2;
+    uint8_t *row = (uint8_t *)p.cache.pages + part.slot / MLA_PAGE_TOKENS * p.cache.page_stride +
+                   part.slot % MLA_PAGE_TOKENS * (latent_bytes + rope * 2);
+    float sum = 0;
+
+    for (const float(&x)[4] : part.x)
+        sum += x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3];
+    const float inverse = 1.0f / sqrtf(block_sum(sum, partial) / (float)latent + p.eps);
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int column = first_column() + i * WARPS * GROUP;
+        float y[4];
+        if (column >= latent)
+            break;
+        for (int j = 0; j < 4; j++)
+            y[j] = part.norm[i][j] * (part.x[i][j] * inverse);
+        if (FP8) {
+            store_fp8(row, latent, column, y);
+        } else {
+            chunk<4> out;
+            for (int j = 0; j < 4; j++)
+                out.v[j] = __float2bfloat16_rn(y[j]);
+            *(chunk<4> *)(row + 2 * column) = out;
+        }
+    }
+    const bf16 *in = (const bf16 *)p.kv + r * p.kv_stride + latent;
+    for (int i = threadIdx.x; i < rope / 2; i += THREADS) {
+        int a = p.rope.half_split ? i : 2 * i, b = p.rope.half_split ? i + rope / 2 : 2 * i + 1;
+        float m = __bfloat162float(in[a]), n = __bfloat162float(in[b]);
+        bf16 *key = (bf16 *)(row + latent_bytes);
+        key[a] = __float2bfloat16_rn(m * turns[i].x - n * turns[i].y);
+        key[b] = __float2bfloat16_rn(n * turns[i].x + m * turns[i].y);
+    }
+}
+
+/* UNIT: how many pairs a thread rotates at once. */
+template <int FP8, int UNIT>
+__global__ void __launch_bounds__(THREADS) write_kernel(const __grid_constant__ mla_write_args p)
+{
+    __shared__ float2 turns[MLA_MAX_ROPE / 2];
+    const int r = blockIdx.x, rope = p.cache.rope_dim, units = rope / 2 / UNIT;
+    row_part part = {-1, {}, {}};
+
+    launch_wait();
+    launch_next();
+    if (blockIdx.y == 0 && p.kv)
+        load_part(p, r, part);
+    for (int i = threadIdx.x; i < rope / 2; i += THREADS) {
+        float angle = (float)p.positions[r] * p.rope.inv_freq[i], sine, cosine;
+        sincosf(angle, &sine, &cosine);
+        turns[i] = make_float2(cosine * p.rope.magnitude, sine * p.rope.magnitude);
+    }
+    __syncthreads();
+    if (blockIdx.y == 0) {
+        if (part.slot >= 0)
+            store_row<FP8>(p, r, part, turns);
+        return;
+    }
+    const int head = p.nope_dim + rope, h0 = ((int)blockIdx.y - 1) * Q_HEADS;
+    const int heads = min(Q_HEADS, p.heads - h0);
+    const int64_t first = (int64_t)r * p.heads + h0;
+    const bf16 *q = (const bf16 *)p.q + first * head + p.nope_dim;
+    const bool absorbed = r < p.absorbed_rows;
+    const int out_head = absorbed ? p.cache.latent_dim + rope : head;
+    bf16 *out = absorbed ? (bf16 *)p.q_absorbed + first * out_head + p.cache.latent_dim : (bf16 *)q;
+    for (int i = threadIdx.x; i < heads * units; i += THREADS) {
+        bf16 *y = out + i / units * out_head;
+        const bf16 *x = q + i / units * head;
+        if (p.rope.half_split)
+            rotate<UNIT, 1>(y, x, i % units, rope / 2, turns);
+        else
+            rotate<UNIT, 0>(y, x, i % units, rope / 2, turns);
+    }
+}
+
+} // namespace
+
+int mla_write(const struct mla_write_args *p, mla_stream stream)
+{
+    const struct mla_cache *c = &p->cache;
+    const int fp8 = c->format == MLA_KV_FP8,
+              wide = c->rope_dim % 16 == 0 && p->nope_dim % 8 == 0 &&
+                     (p->absorbed_rows == 0 || c->latent_dim % 8 == 0);
+
+    if (p->rows < 0 || c->latent_dim <= 0 || c->latent_dim > PARTS * WARPS * GROUP ||
+        c->latent_dim % (fp8 ? GROUP : 4) != 0 || c->rope_dim < 0 || c->rope_dim % 2 != 0 ||
+        c->rope_dim > MLA_MAX_ROPE || p->kv_stride % 4 != 0 || (!fp8 && c->rope_dim % 4 != 0) ||
+        p->heads < 0 || (p->absorbed_rows > 0 && !p->q_absorbed))
+        return MLA_INVALID;
+    if (p->rows == 0 || (!p->kv && !p->q))
+        return MLA_OK;
+    dim3 grid(p->rows, 1 + (p->q ? (p->heads + Q_HEADS - 1) / Q_HEADS : 0));
+    void (*kernel)(mla_write_args) = fp8 ? (wide ? write_kernel<1, 8> : write_kernel<1, 1>)
+                                         : (wide ? write_kernel<0, 8> : write_kernel<0, 1>);
+    return launch_early(kernel, grid, THREADS, 0, stream, *p) == cudaSuccess ? MLA_OK : MLA_CUDA;
+}
