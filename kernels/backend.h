@@ -7,6 +7,10 @@
  * in `finish`. No operation allocates; what it needs was taken by `open` and `reserve`. */
 #pragma once
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #include "base/error.h"
 #include "kernels/batch.h"
 #include "kernels/sampling.h"
@@ -36,9 +40,18 @@ struct mla_shape {
 struct mla_layer {
     struct mla_shape shape;
     struct tensor kv_b;     /* (H * (nope_dim + v_dim), kv_lora_rank): per head W_UK, then W_UV */
-    struct tensor kv_cache; /* (pages, KV_PAGE_TOKENS, kv_lora_rank + rope_dim) of kv_dtype:
-                               the normalised latent, then the rotated rope key */
+    struct tensor kv_cache; /* (pages, KV_PAGE_TOKENS, kv_row_elements()) of kv_dtype: the
+                               normalised latent, then the rotated rope key */
 };
+
+/* Elements of one token's row of the cache: its values, or for F8_E4M3, whose rows are bytes, those
+ * of the layout MLA_KV_FP8 of mla.h. */
+static inline int64_t kv_row_elements(const struct mla_shape *shape, enum dtype kv_dtype)
+{
+    if (kv_dtype == DTYPE_F8_E4M3)
+        return shape->kv_lora_rank + shape->kv_lora_rank / 128 * 4 + shape->rope_dim * 2;
+    return shape->kv_lora_rank + shape->rope_dim;
+}
 
 enum router_scoring { ROUTER_SOFTMAX, ROUTER_SIGMOID };
 
@@ -60,37 +73,95 @@ struct moe_weights {
     struct tensor down; /* (experts, d, i) */
 };
 
+/* Those of a plain feed-forward block, or of the shared experts together. */
+struct ffn_weights {
+    struct tensor gate; /* (i, d) */
+    struct tensor up;   /* (i, d) */
+    struct tensor down; /* (d, i) */
+};
+
+/* One product of a linear operation: out (T, n) = x weight^T + bias + residual. */
+struct linear_part {
+    struct tensor out;      /* (T, n); may be F32 where x is narrower (router, logits) */
+    struct tensor weight;   /* (n, k) */
+    struct tensor bias;     /* (n); data NULL: none */
+    struct tensor residual; /* (T, n), may be `out`; data NULL: none */
+};
+
+/* What working memory depends on. */
+struct backend_shapes {
+    int32_t hidden_size;
+    struct mla_shape mla;
+    struct router_config router; /* experts 0: none */
+    int32_t moe_intermediate;    /* of one expert */
+    int32_t shared_intermediate; /* of the shared experts together */
+};
+
 struct backend;
 
 struct backend_options {
     int32_t threads; /* CPU: 0 for one per core */
+    int32_t device;  /* CUDA: which GPU */
     int32_t slots;   /* sampler states, see sampler_open */
     int32_t vocab_size;
     struct batch_limits limits;
-    enum dtype kv_dtype; /* of the KV cache; the CPU backend has F32 */
+    enum dtype kv_dtype;     /* of the KV cache. CPU: F32. CUDA: BF16 or F8_E4M3 */
+    int32_t batch_invariant; /* CUDA: a row's bits don't depend on the batch, at some cost; the CPU
+                                backend is always so */
 };
+
+/* What a weight is for. Matrices are kept as the backend multiplies them (CUDA: BF16), the others
+ * (norms, biases, the router) as F32. */
+enum weight_use { WEIGHT_MATRIX, WEIGHT_EXACT };
+
+enum { BACKEND_MAX_STEPS = 2 }; /* begun and not yet finished */
 
 struct backend_ops {
     const char *name; /* "cpu", "cuda" */
     void (*close)(struct backend *be);
 
-    /* Memory. Weights are uploaded from host tensors of any float dtype; the backend may store them
-     * in another dtype of its own: it allocates `dst`. The host tensor can be freed afterwards. */
+    /* Memory: bytes of the device (of the host, on the CPU) that are free now, and all of them. */
+    void (*memory)(struct backend *be, size_t *free_bytes, size_t *total_bytes);
     int (*alloc)(struct backend *be, struct tensor *dst, enum dtype dtype, int rank,
-                 const int64_t *shape, struct error *err);
-    int (*upload)(struct backend *be, struct tensor *dst, const struct tensor *host,
-                  struct error *err);
+                 const int64_t *shape, struct error *err); /* zeroed */
     void (*download)(struct backend *be, void *host, const struct tensor *src);
     void (*release)(struct backend *be, struct tensor *t); /* frees; `t->data` becomes NULL */
 
-    /* Sets aside working memory for models of this shape: called once before the first step. */
-    int (*reserve)(struct backend *be, const struct mla_shape *mla, const struct router_config *moe,
-                   int32_t moe_intermediate, struct error *err);
+    /* Weights. alloc_weight takes the memory for one that comes as `file_dtype` and sets its dtype
+     * by its use. upload fills the elements from `first` on with those of a host tensor of any
+     * float dtype but F8_E4M3; the host memory can be used again when it returns. Several threads
+     * may upload at once; copies from stage_alloc's memory are fast (page-locked for CUDA).
+     * fill_random writes normally distributed numbers with the deviation `scale`. */
+    int (*alloc_weight)(struct backend *be, struct tensor *dst, enum weight_use use,
+                        enum dtype file_dtype, int rank, const int64_t *shape, struct error *err);
+    int (*upload)(struct backend *be, struct tensor *dst, int64_t first, const struct tensor *host,
+                  struct error *err);
+    int (*fill_random)(struct backend *be, struct tensor *dst, uint64_t seed, float scale,
+                       struct error *err);
+    void *(*stage_alloc)(struct backend *be, size_t bytes); /* NULL: no memory */
+    void (*stage_free)(struct backend *be, void *stage);
 
-    /* A step: begin makes the batch current, finish waits for the results of all that was queued;
-     * -1 and a message when the device failed. */
-    void (*begin)(struct backend *be, const struct batch *batch);
+    /* Sets aside working memory for models of this shape: called once before the first step. */
+    int (*reserve)(struct backend *be, const struct backend_shapes *shapes, struct error *err);
+
+    /* A step: begin makes the batch current; the operations follow, and last `sample`. At most
+     * BACKEND_MAX_STEPS steps may be begun and not finished. finish waits for the oldest of them,
+     * whose results are on the host then; -1 and a message when the device failed, after which it
+     * fails always. The batch may be changed once sample has returned.
+     *
+     * begin returns 1 when it has queued all operations before `sample` itself, as a graph recorded
+     * before: the caller leaves them out. Logits are where the recorded operations put them.
+     *
+     * A token -1 in the batch stands for the one that the step before drew for the row's slot. */
+    int (*begin)(struct backend *be, const struct batch *batch);
     int (*finish)(struct backend *be, struct error *err);
+
+    /* Recording of decode steps, once after reserve: for graph = 0, 1, ... the caller calls
+     * capture_begin, which returns a number of rows, then the operations of a step of so many
+     * generated tokens (one row and one logits row a sequence, all of them absorbed) without begin
+     * and sample, then capture_end. 0 rows: there are no more graphs. */
+    int32_t (*capture_begin)(struct backend *be, int32_t graph);
+    int (*capture_end)(struct backend *be, struct error *err);
 
     /* out (T, d) = rows of table (V, d) by the batch's tokens, times `scale`. */
     void (*embed)(struct backend *be, struct tensor out, struct tensor table, float scale);
@@ -99,13 +170,13 @@ struct backend_ops {
     void (*rmsnorm)(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
                     float eps);
 
-    /* x += y. */
-    void (*add)(struct backend *be, struct tensor x, struct tensor y);
+    /* The products of x (T, k) with one to three weights. */
+    void (*linear)(struct backend *be, struct tensor x, const struct linear_part *parts,
+                   int n_parts);
 
-    /* out (T, n) = x (T, k) times weight (n, k) transposed, plus bias (n) unless bias.data is NULL.
-     * `out` may be F32 where x is narrower (router, logits). */
-    void (*linear)(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
-                   struct tensor bias);
+    /* out (T, i) = silu(x gate^T) * (x up^T), elementwise; gate and up (i, k). */
+    void (*gated)(struct backend *be, struct tensor out, struct tensor x, struct tensor gate,
+                  struct tensor up);
 
     /* Rotates the rope part of q (T, H * (nope + rope)) in place; normalises the latent of
      * kv (T, kv_lora_rank + rope) with norm (kv_lora_rank), rotates its rope part, and writes both
@@ -127,12 +198,11 @@ struct backend_ops {
     void (*route)(struct backend *be, struct tensor ids, struct tensor weights,
                   struct tensor logits, struct tensor bias, const struct router_config *config);
 
-    /* out (T, d) = sum over the chosen experts of weight * down(silu(gate x) * up x). */
+    /* out (T, d) += sum over the chosen experts of weight * down(silu(gate x) * up x), and the same
+     * of the shared experts, whose intermediate size is a multiple of one expert's (NULL: none). */
     void (*moe)(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-                struct tensor weights, const struct moe_weights *experts);
-
-    /* gate = silu(gate) * up, elementwise; (T, i). */
-    void (*swiglu)(struct backend *be, struct tensor gate, struct tensor up);
+                struct tensor weights, const struct moe_weights *experts,
+                const struct ffn_weights *shared);
 
     /* out (R, d) = the rows of x (T, d) that want logits. */
     void (*gather_logit_rows)(struct backend *be, struct tensor out, struct tensor x);
@@ -145,7 +215,8 @@ struct backend_ops {
 
     /* results[i], on the host after finish, for logits row i (R, V) by the batch's logit rows: the
      * token drawn, or what the row says of its target (nothing is drawn or counted then).
-     * `masks` (R, SAMPLING_MASK_WORDS(V)), or NULL: only tokens whose bit is set can be drawn. */
+     * `masks` (R, SAMPLING_MASK_WORDS(V)), or NULL: only tokens whose bit is set can be drawn; its
+     * memory can be used again when sample returns, that of the results after finish. */
     void (*sample)(struct backend *be, struct tensor logits, const uint32_t *masks,
                    struct sampling_result *results);
 };
@@ -157,5 +228,26 @@ struct backend {
     enum dtype kv_dtype;
 };
 
+/* alloc_weight and upload of a whole tensor. */
+int backend_upload(struct backend *be, struct tensor *dst, enum weight_use use,
+                   const struct tensor *host, struct error *err);
+
 /* The reference backend (kernels/cpu/). Closed with be->ops->close(be). */
 struct backend *backend_cpu_open(const struct backend_options *options);
+
+/* The backend for NVIDIA Hopper GPUs (kernels/cuda/), in builds that have it (MLAD_CUDA). */
+int backend_cuda_devices(void); /* GPUs it can run on; 0 without a driver */
+struct backend *backend_cuda_open(const struct backend_options *options, struct error *err);
+
+/* What a GPU can do at best: for comparison. */
+struct backend_speed {
+    char name[64];
+    double bytes_per_s; /* of its memory, read: measured by the call */
+    double flops_per_s; /* in bf16, by the data sheet */
+};
+
+int backend_cuda_speed(int32_t device, struct backend_speed *speed, struct error *err);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,10 +1,17 @@
-/* Philox4x32-10, a counter-based random number generator (Salmon et al. 2011, "Parallel random
- * numbers: as easy as 1, 2, 3"): four random words from a counter and a key, without any state. */
+/* Random numbers of the samplers. Philox4x32-10, a counter-based generator (Salmon et al. 2011,
+ * "Parallel random numbers: as easy as 1, 2, 3"): four random words from a counter and a key,
+ * without any state. */
 #pragma once
 
+#include "kernels/host_device.h"
+
+#include <math.h>
 #include <stdint.h>
 
-static inline void philox4x32_10(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2])
+/* The largest noise gumbel() can return, rounded up: -log(-log(1 - 2^-53)). */
+#define GUMBEL_MAX 36.8
+
+HOST_DEVICE void philox4x32_10(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2])
 {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     uint32_t k0 = key[0], k1 = key[1];
@@ -22,4 +29,21 @@ static inline void philox4x32_10(uint32_t out[4], const uint32_t counter[4], con
     out[1] = c1;
     out[2] = c2;
     out[3] = c3;
+}
+
+/* 52 random bits that belong to a token of a row. */
+HOST_DEVICE uint64_t sampling_bits(uint64_t seed, int32_t step, int32_t token)
+{
+    const uint32_t counter[4] = {(uint32_t)token, (uint32_t)step, 0, 0};
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    uint32_t word[4];
+
+    philox4x32_10(word, counter, key);
+    return (uint64_t)(word[0] >> 6) << 26 | word[1] >> 6;
+}
+
+/* Standard Gumbel noise, -log(-log(u)), with u in (0, 1) of the 52 bits and a half. */
+HOST_DEVICE double gumbel(uint64_t bits)
+{
+    return -log(-log(((double)bits + 0.5) * 0x1p-52));
 }

@@ -64,28 +64,29 @@ static void scratch_take(struct cpu_scratch *s, const struct mla_shape *mla, siz
     }
 }
 
-static int cpu_reserve(struct backend *be, const struct mla_shape *mla,
-                       const struct router_config *moe, int32_t moe_intermediate, struct error *err)
+static int cpu_reserve(struct backend *be, const struct backend_shapes *shapes, struct error *err)
 {
     struct cpu_backend *cpu = cpu_backend(be);
+    const struct router_config *moe = &shapes->router;
 
-    if (moe && moe->experts > CPU_MAX_EXPERTS)
+    if (moe->experts > CPU_MAX_EXPERTS)
         return error_set(err, "the model has %d experts; the CPU backend takes at most %d",
                          moe->experts, CPU_MAX_EXPERTS);
     scratch_free(cpu);
     cpu->scratch = mem_zalloc((size_t)cpu->n_threads, sizeof(*cpu->scratch));
     for (int t = 0; t < cpu->n_threads; t++)
-        scratch_take(&cpu->scratch[t], mla, (size_t)cpu->limits.max_rows);
+        scratch_take(&cpu->scratch[t], &shapes->mla, (size_t)cpu->limits.max_rows);
     cpu_moe_free(cpu->moe);
-    cpu->moe = moe && moe->experts > 0 ? cpu_moe_new(moe, moe_intermediate) : NULL;
+    cpu->moe = moe->experts > 0 ? cpu_moe_new(shapes) : NULL;
     return 0;
 }
 
-static void cpu_begin(struct backend *be, const struct batch *batch)
+static int cpu_begin(struct backend *be, const struct batch *batch)
 {
     struct cpu_backend *cpu = cpu_backend(be);
 
-    ASSERT(batch->n_rows <= cpu->limits.max_rows);
+    ASSERT(batch->n_rows <= cpu->limits.max_rows && cpu->n_steps < BACKEND_MAX_STEPS);
+    cpu->n_steps++;
     cpu->batch = batch;
     cpu->rope_ready = 0;
     cpu->n_absorbed = 0;
@@ -97,35 +98,57 @@ static void cpu_begin(struct backend *be, const struct batch *batch)
                 cpu->absorbed_rows[cpu->n_absorbed++] = row;
         }
     }
+    return 0;
 }
 
 static int cpu_finish(struct backend *be, struct error *err)
 {
     (void)err; /* operations run when they are called, and can't fail */
-    cpu_backend(be)->batch = NULL;
+    ASSERT(cpu_backend(be)->n_steps > 0);
+    cpu_backend(be)->n_steps--;
     return 0;
+}
+
+static int32_t cpu_capture_begin(struct backend *be, int32_t graph)
+{
+    (void)be;
+    (void)graph;
+    return 0;
+}
+
+static int cpu_capture_end(struct backend *be, struct error *err)
+{
+    (void)be;
+    (void)err;
+    PANIC("the CPU backend records nothing");
 }
 
 static const struct backend_ops cpu_ops = {
     .name = "cpu",
     .close = cpu_close,
+    .memory = cpu_memory,
     .alloc = cpu_alloc,
-    .upload = cpu_upload,
     .download = cpu_download,
     .release = cpu_release,
+    .alloc_weight = cpu_alloc_weight,
+    .upload = cpu_upload,
+    .fill_random = cpu_fill_random,
+    .stage_alloc = cpu_stage_alloc,
+    .stage_free = cpu_stage_free,
     .reserve = cpu_reserve,
     .begin = cpu_begin,
     .finish = cpu_finish,
+    .capture_begin = cpu_capture_begin,
+    .capture_end = cpu_capture_end,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
-    .add = cpu_add,
     .linear = cpu_linear,
+    .gated = cpu_gated,
     .rope_kv_write = cpu_rope_kv_write,
     .mla_prefill = cpu_mla_prefill,
     .mla_decode = cpu_mla_decode,
     .route = cpu_route,
     .moe = cpu_moe,
-    .swiglu = cpu_swiglu,
     .gather_logit_rows = cpu_gather_logit_rows,
     .sampler_open = cpu_sampler_open,
     .sampler_close = cpu_sampler_close,

@@ -74,6 +74,7 @@ struct cpu_backend {
     struct cpu_threads *threads;
     struct batch_limits limits;
     const struct batch *batch; /* the current step's */
+    int n_steps;               /* begun and not yet finished */
 
     /* Of the current step, made by begin. */
     int32_t *row_seq;       /* (max_rows) which sequence a row belongs to */
@@ -204,18 +205,24 @@ void cpu_rmsnorm_row(float *out, const float *x, const float *weight, float eps,
 
 int cpu_alloc(struct backend *be, struct tensor *dst, enum dtype dtype, int rank,
               const int64_t *shape, struct error *err);
-int cpu_upload(struct backend *be, struct tensor *dst, const struct tensor *host,
+int cpu_alloc_weight(struct backend *be, struct tensor *dst, enum weight_use use,
+                     enum dtype file_dtype, int rank, const int64_t *shape, struct error *err);
+int cpu_upload(struct backend *be, struct tensor *dst, int64_t first, const struct tensor *host,
                struct error *err);
+int cpu_fill_random(struct backend *be, struct tensor *dst, uint64_t seed, float scale,
+                    struct error *err);
+void cpu_memory(struct backend *be, size_t *free_bytes, size_t *total_bytes);
+void *cpu_stage_alloc(struct backend *be, size_t bytes);
+void cpu_stage_free(struct backend *be, void *stage);
 void cpu_download(struct backend *be, void *host, const struct tensor *src);
 void cpu_release(struct backend *be, struct tensor *t);
 
 void cpu_embed(struct backend *be, struct tensor out, struct tensor table, float scale);
 void cpu_rmsnorm(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
                  float eps);
-void cpu_add(struct backend *be, struct tensor x, struct tensor y);
-void cpu_swiglu(struct backend *be, struct tensor gate, struct tensor up);
-void cpu_linear(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
-                struct tensor bias);
+void cpu_linear(struct backend *be, struct tensor x, const struct linear_part *parts, int n_parts);
+void cpu_gated(struct backend *be, struct tensor out, struct tensor x, struct tensor gate,
+               struct tensor up);
 void cpu_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
                        const struct mla_layer *layer, struct tensor norm, float eps,
                        const struct rope_config *rope);
@@ -226,7 +233,8 @@ void cpu_mla_decode(struct backend *be, struct tensor out, struct tensor q,
 void cpu_route(struct backend *be, struct tensor ids, struct tensor weights, struct tensor logits,
                struct tensor bias, const struct router_config *config);
 void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-             struct tensor weights, const struct moe_weights *experts);
+             struct tensor weights, const struct moe_weights *experts,
+             const struct ffn_weights *shared);
 void cpu_gather_logit_rows(struct backend *be, struct tensor out, struct tensor x);
 
 void cpu_sampler_open(struct backend *be, int32_t slot, const struct sampling_params *params,
@@ -235,8 +243,11 @@ void cpu_sampler_close(struct backend *be, int32_t slot);
 void cpu_sample(struct backend *be, struct tensor logits, const uint32_t *masks,
                 struct sampling_result *results);
 
+/* The token that was last drawn for a slot. */
+int32_t cpu_last_token(const struct cpu_backend *cpu, int32_t slot);
+
 /* Working memory of moe.c and sample.c; the free functions accept NULL. */
-struct cpu_moe *cpu_moe_new(const struct router_config *router, int32_t intermediate);
+struct cpu_moe *cpu_moe_new(const struct backend_shapes *shapes);
 void cpu_moe_free(struct cpu_moe *moe);
 struct cpu_sampler *cpu_sampler_new(int32_t slots, int32_t vocab_size, int threads);
 void cpu_sampler_free(struct cpu_sampler *sampler);

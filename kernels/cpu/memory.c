@@ -3,10 +3,22 @@
  * few processors convert it cheaply, and vectors (norms, biases), because they are small. */
 #include "kernels/cpu/cpu.h"
 
+#include "kernels/random_fill.h"
 #include "kernels/widen.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+void cpu_memory(struct backend *be, size_t *free_bytes, size_t *total_bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+    (void)be;
+    *free_bytes = (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
+    *total_bytes = (size_t)sysconf(_SC_PHYS_PAGES) * page;
+}
 
 int cpu_alloc(struct backend *be, struct tensor *dst, enum dtype dtype, int rank,
               const int64_t *shape, struct error *err)
@@ -26,19 +38,59 @@ int cpu_alloc(struct backend *be, struct tensor *dst, enum dtype dtype, int rank
     return 0;
 }
 
-int cpu_upload(struct backend *be, struct tensor *dst, const struct tensor *host, struct error *err)
+int cpu_alloc_weight(struct backend *be, struct tensor *dst, enum weight_use use,
+                     enum dtype file_dtype, int rank, const int64_t *shape, struct error *err)
 {
-    enum dtype dtype = host->dtype == DTYPE_BF16 && host->rank > 1 ? DTYPE_BF16 : DTYPE_F32;
+    bool narrow = file_dtype == DTYPE_BF16 && use == WEIGHT_MATRIX && rank > 1;
 
-    if (host->dtype != DTYPE_F32 && host->dtype != DTYPE_BF16 && host->dtype != DTYPE_F16)
+    if (file_dtype != DTYPE_F32 && file_dtype != DTYPE_BF16 && file_dtype != DTYPE_F16)
         return error_set(err, "the CPU backend takes weights in F32, BF16 or F16 only");
-    if (cpu_alloc(be, dst, dtype, host->rank, host->shape, err))
-        return -1;
-    if (dtype == host->dtype)
-        memcpy(dst->data, host->data, tensor_bytes(host));
+    return cpu_alloc(be, dst, narrow ? DTYPE_BF16 : DTYPE_F32, rank, shape, err);
+}
+
+int cpu_upload(struct backend *be, struct tensor *dst, int64_t first, const struct tensor *host,
+               struct error *err)
+{
+    char *out = (char *)dst->data + (size_t)first * dtype_size(dst->dtype);
+
+    (void)be;
+    ASSERT(first >= 0 && first + tensor_elements(host) <= tensor_elements(dst));
+    if (host->dtype == dst->dtype)
+        memcpy(out, host->data, tensor_bytes(host));
+    else if (dst->dtype == DTYPE_F32)
+        widen_to_f32((float *)out, host->data, host->dtype, tensor_elements(host));
     else
-        widen_to_f32(dst->data, host->data, host->dtype, tensor_elements(host));
+        return error_set(err, "the CPU backend does not narrow weights");
     return 0;
+}
+
+int cpu_fill_random(struct backend *be, struct tensor *dst, uint64_t seed, float scale,
+                    struct error *err)
+{
+    (void)be;
+    (void)err;
+    for (int64_t i = 0; i < tensor_elements(dst); i++) {
+        float value = random_fill_at(seed, (uint64_t)i) * scale;
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof(bits));
+        if (dst->dtype == DTYPE_F32)
+            ((float *)dst->data)[i] = value;
+        else
+            ((uint16_t *)dst->data)[i] = (uint16_t)(bits >> 16);
+    }
+    return 0;
+}
+
+void *cpu_stage_alloc(struct backend *be, size_t bytes)
+{
+    (void)be;
+    return malloc(bytes);
+}
+
+void cpu_stage_free(struct backend *be, void *stage)
+{
+    (void)be;
+    free(stage);
 }
 
 void cpu_download(struct backend *be, void *host, const struct tensor *src)

@@ -4,7 +4,8 @@
  * rows. First every pair's hidden values silu(gate x) * up x are computed, then out += weight *
  * down(hidden). Threads share out the columns, which stays even however the rows fall on experts,
  * and no two threads add to one element. A row's experts are added in rising order of their index,
- * an order that is the row's own. Rows go through in groups of CPU_MOE_ROWS to bound the memory. */
+ * an order that is the row's own; then comes what the shared experts make of it. Rows go through
+ * in groups of CPU_MOE_ROWS to bound the memory. */
 #include "kernels/cpu/cpu.h"
 
 #include "base/memory.h"
@@ -19,21 +20,30 @@ struct cpu_moe {
     int32_t *first;    /* (experts + 1) where an expert's pairs start in the sorted order */
     int32_t *pair_row; /* (CPU_MOE_ROWS * top_k) row of a pair */
     float *pair_weight;
-    float *hidden; /* (CPU_MOE_ROWS * top_k, intermediate) */
+    float *hidden;        /* (CPU_MOE_ROWS * top_k, intermediate) */
+    float *routed;        /* (CPU_MOE_ROWS, d) sum of a row's experts */
+    float *shared;        /* (CPU_MOE_ROWS, d) likewise, shared */
+    float *shared_hidden; /* (CPU_MOE_ROWS, shared intermediate) */
 };
 
-struct cpu_moe *cpu_moe_new(const struct router_config *router, int32_t intermediate)
+struct cpu_moe *cpu_moe_new(const struct backend_shapes *shapes)
 {
+    const struct router_config *router = &shapes->router;
     struct cpu_moe *moe = mem_zalloc(1, sizeof(*moe));
     size_t pairs = (size_t)CPU_MOE_ROWS * (size_t)router->top_k;
+    size_t intermediate = (size_t)shapes->moe_intermediate, d = (size_t)shapes->hidden_size;
 
     moe->experts = router->experts;
     moe->top_k = router->top_k;
-    moe->intermediate = intermediate;
+    moe->intermediate = shapes->moe_intermediate;
     moe->first = mem_zalloc((size_t)router->experts + 1, sizeof(*moe->first));
     moe->pair_row = mem_zalloc(pairs, sizeof(*moe->pair_row));
     moe->pair_weight = mem_zalloc(pairs, sizeof(*moe->pair_weight));
-    moe->hidden = mem_zalloc(pairs * (size_t)intermediate, sizeof(float));
+    moe->hidden = mem_zalloc(pairs * intermediate, sizeof(float));
+    moe->routed = mem_zalloc(CPU_MOE_ROWS * d, sizeof(float));
+    moe->shared = mem_zalloc(CPU_MOE_ROWS * d, sizeof(float));
+    moe->shared_hidden =
+        mem_zalloc(CPU_MOE_ROWS * (size_t)shapes->shared_intermediate, sizeof(float));
     return moe;
 }
 
@@ -45,6 +55,9 @@ void cpu_moe_free(struct cpu_moe *moe)
     free(moe->pair_row);
     free(moe->pair_weight);
     free(moe->hidden);
+    free(moe->routed);
+    free(moe->shared);
+    free(moe->shared_hidden);
     free(moe);
 }
 
@@ -155,8 +168,29 @@ static void run_out(void *context, int64_t first, int64_t end, int thread)
         out_columns(g->moe, g->out, g->weights, i, end - i < COLUMNS ? end - i : COLUMNS);
 }
 
+/* A (rows, columns) F32 tensor at `data`. */
+static struct tensor rows_at(float *data, int64_t rows, int64_t columns)
+{
+    return (struct tensor){.data = data, .dtype = DTYPE_F32, .rank = 2, .shape = {rows, columns}};
+}
+
+/* moe->routed of `n` rows += the shared experts. */
+static void add_shared(struct backend *be, const float *x, const struct ffn_weights *w, int64_t n)
+{
+    struct cpu_moe *moe = cpu_backend(be)->moe;
+    int64_t d = cpu_last_dim(&w->gate), width = w->gate.shape[0];
+    struct tensor hidden = rows_at(moe->shared_hidden, n, width);
+    struct linear_part down = {.out = rows_at(moe->shared, n, d), .weight = w->down};
+
+    cpu_gated(be, hidden, rows_at((float *)x, n, d), w->gate, w->up);
+    cpu_linear(be, hidden, &down, 1);
+    for (int64_t i = 0; i < n * d; i++)
+        moe->routed[i] += moe->shared[i];
+}
+
 void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-             struct tensor weights, const struct moe_weights *experts)
+             struct tensor weights, const struct moe_weights *experts,
+             const struct ffn_weights *shared)
 {
     struct cpu_backend *cpu = cpu_backend(be);
     struct cpu_moe *moe = cpu->moe;
@@ -166,14 +200,20 @@ void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tens
     ASSERT(cpu_last_dim(&experts->gate) == d && cpu_last_dim(&experts->up) == d);
     ASSERT(cpu_last_dim(&experts->down) == moe->intermediate && experts->down.shape[1] == d);
     ASSERT(ids.dtype == DTYPE_I32 && out.shape[0] == rows && cpu_last_dim(&out) == d);
-    memset(cpu_f32_out(&out), 0, (size_t)(rows * d) * sizeof(float));
     for (int64_t r = 0; r < rows; r += CPU_MOE_ROWS) {
         int64_t n = rows - r < CPU_MOE_ROWS ? rows - r : CPU_MOE_ROWS;
         int64_t work = n * moe->top_k * moe->intermediate * d;
-        struct group g = {moe, experts, cpu_f32(&x) + r * d, cpu_f32_out(&out) + r * d};
+        struct group g = {moe, experts, cpu_f32(&x) + r * d, moe->routed};
+        float *sum = cpu_f32_out(&out) + r * d;
+
+        memset(moe->routed, 0, (size_t)(n * d) * sizeof(float));
         sort_pairs(moe, (const int32_t *)ids.data + r * moe->top_k,
                    cpu_f32(&weights) + r * moe->top_k, n);
         cpu_parallel(cpu, 2 * work, moe->intermediate, COLUMNS, run_hidden, &g);
         cpu_parallel(cpu, work, d, COLUMNS, run_out, &g);
+        if (shared)
+            add_shared(be, g.x, shared, n);
+        for (int64_t i = 0; i < n * d; i++)
+            sum[i] += moe->routed[i];
     }
 }

@@ -4,9 +4,9 @@
  * and bans leave no token at all, the model's own favourite is taken (token 0 if it has none), so
  * that a hostile request gets text, not a crash. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/philox.h"
 
 #include "base/memory.h"
+#include "kernels/philox.h"
 
 #include <float.h>
 #include <math.h>
@@ -14,11 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The largest noise gumbel() can return, rounded up: -log(-log(1 - 2^-53)). */
-static const double GUMBEL_MAX = 36.8;
-
 struct slot {
     int is_open;
+    int32_t last_token;
     struct sampling_params params;
     /* (vocab_size) each, NULL without penalties. */
     unsigned char *in_prompt;
@@ -252,18 +250,6 @@ static int32_t keep(const struct work *work, int32_t vocab, const struct samplin
     return kept;
 }
 
-/* Standard Gumbel noise, -log(-log(u)), with u in (0, 1) of 52 random bits and a half. */
-static double gumbel(uint64_t seed, int32_t step, int32_t token)
-{
-    const uint32_t counter[4] = {(uint32_t)token, (uint32_t)step, 0, 0};
-    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    uint32_t word[4];
-
-    philox4x32_10(word, counter, key);
-    double u = ((double)(word[0] >> 6) * 0x1p26 + (double)(word[1] >> 6) + 0.5) * 0x1p-52;
-    return -log(-log(u));
-}
-
 static int32_t draw(const struct work *work, int32_t vocab, const struct sampling_params *p,
                     int32_t step)
 {
@@ -276,7 +262,7 @@ static int32_t draw(const struct work *work, int32_t vocab, const struct samplin
         double score = (double)work->logits[token] / (double)p->temperature;
         if (score == -INFINITY || (best >= 0 && score + GUMBEL_MAX < best_score))
             continue;
-        score += gumbel(p->seed, step, token);
+        score += gumbel(sampling_bits(p->seed, step, token));
         if (best < 0 || score > best_score) {
             best = token;
             best_score = score;
@@ -334,8 +320,15 @@ static void sample_row(struct sampling_result *result, struct slot *slot, const 
         best = draw(work, vocab, p, row->step);
 
     report(result, raw, vocab, best, total, p->n_logprobs > 0);
+    slot->last_token = best;
     if (slot->drawn)
         slot->drawn[best]++;
+}
+
+int32_t cpu_last_token(const struct cpu_backend *cpu, int32_t slot)
+{
+    ASSERT(slot >= 0 && slot < cpu->sampler->n_slots);
+    return cpu->sampler->slots[slot].last_token;
 }
 
 struct sample {

@@ -81,7 +81,7 @@ static inline struct tensor random_weight(struct backend *be, uint64_t seed, enu
         else
             ((float *)host.data)[i] = value;
     }
-    ck_assert_int_eq(be->ops->upload(be, &t, &host, &test_error), 0);
+    ck_assert_int_eq(backend_upload(be, &t, WEIGHT_MATRIX, &host, &test_error), 0);
     free(host.data);
     return t;
 }

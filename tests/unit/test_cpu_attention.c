@@ -41,7 +41,8 @@ static struct rig *rig_open(int threads, enum dtype dtype)
     for (int i = 0; i < ROPE / 2; i++)
         g->rope.inv_freq[i] = powf(100, -(float)i / (ROPE / 2));
     g->batch = batch_new((struct batch_limits){TEST_ROWS, TEST_SEQS, TEST_PAGES, 0});
-    ck_assert_int_eq(be->ops->reserve(be, &g->layer.shape, NULL, 0, &test_error), 0);
+    struct backend_shapes shapes = {.mla = g->layer.shape};
+    ck_assert_int_eq(be->ops->reserve(be, &shapes, &test_error), 0);
     return g;
 }
 

@@ -4,6 +4,12 @@
 
 static const struct tensor none;
 
+static void linear(struct backend *be, struct tensor out, struct tensor x, struct tensor w,
+                   struct tensor bias)
+{
+    be->ops->linear(be, x, &(struct linear_part){out, w, bias, none}, 1);
+}
+
 /* x (m, k) by weight (n, k); bias (n) or NULL. */
 static void check_linear(struct backend *be, int64_t m, int64_t n, int64_t k, enum dtype dtype,
                          int with_bias)
@@ -13,7 +19,7 @@ static void check_linear(struct backend *be, int64_t m, int64_t n, int64_t k, en
     struct tensor bias = RANDOM_WEIGHT(be, 3, dtype, n);
 
     ck_assert_int_eq(w.dtype, dtype);
-    be->ops->linear(be, out, x, w, with_bias ? bias : none);
+    linear(be, out, x, w, with_bias ? bias : none);
     for (int64_t r = 0; r < m; r++) {
         for (int64_t o = 0; o < n; o++) {
             double sum = with_bias ? f32_of(&bias, o) : 0;
@@ -50,11 +56,11 @@ START_TEST(test_linear_row_has_the_same_bits_alone_and_in_any_batch)
             struct tensor w = RANDOM_WEIGHT(be, 2, bf16 ? DTYPE_BF16 : DTYPE_F32, N, K);
             struct tensor all = new_tensor(be, DTYPE_F32, M, N);
             struct tensor row = new_tensor(be, DTYPE_F32, 1, N);
-            be->ops->linear(be, all, x, w, none);
+            linear(be, all, x, w, none);
             for (int64_t r = 0; r < M; r++) {
                 struct tensor alone = tensor_rows(x, 1);
                 alone.data = (float *)x.data + r * K;
-                one->ops->linear(one, row, alone, w, none);
+                linear(one, row, alone, w, none);
                 assert_same_bits(row.data, (float *)all.data + r * N, N * sizeof(float));
             }
             RELEASE(be, &x, &w, &all, &row);
@@ -73,7 +79,7 @@ START_TEST(test_uploaded_f16_becomes_f32)
     struct tensor host = {.data = half, .dtype = DTYPE_F16, .rank = 2, .shape = {2, 4}}, t;
     float back[8];
 
-    ck_assert_int_eq(be->ops->upload(be, &t, &host, &test_error), 0);
+    ck_assert_int_eq(backend_upload(be, &t, WEIGHT_MATRIX, &host, &test_error), 0);
     ck_assert_int_eq(t.dtype, DTYPE_F32);
     be->ops->download(be, back, &t);
     assert_same_bits(back, expected, sizeof(back));
@@ -81,7 +87,7 @@ START_TEST(test_uploaded_f16_becomes_f32)
     ck_assert_ptr_null(t.data);
 
     host.dtype = DTYPE_F8_E4M3;
-    ck_assert_int_eq(be->ops->upload(be, &t, &host, &test_error), -1);
+    ck_assert_int_eq(backend_upload(be, &t, WEIGHT_MATRIX, &host, &test_error), -1);
     be->ops->close(be);
 }
 END_TEST
@@ -109,27 +115,59 @@ START_TEST(test_rmsnorm)
 }
 END_TEST
 
-START_TEST(test_add_and_swiglu)
+static double dot_of(const struct tensor *x, int64_t r, const struct tensor *w, int64_t o)
+{
+    int64_t k = w->shape[w->rank - 1];
+    double sum = 0;
+
+    for (int64_t i = 0; i < k; i++)
+        sum += (double)f32_of(x, r * k + i) * f32_of(w, o * k + i);
+    return sum;
+}
+
+static double silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+START_TEST(test_linear_of_parts_and_onto_a_residual)
 {
     struct backend *be = open_cpu(2);
-    enum { ROWS = 9, N = 37 };
-    struct tensor x = random_tensor(be, 1, ROWS, N), y = random_tensor(be, 2, ROWS, N);
-    struct tensor gate = random_tensor(be, 3, ROWS, N), before = random_tensor(be, 3, ROWS, N);
+    enum { M = 70, N = 205, K = 50 };
+    struct tensor x = random_tensor(be, 1, M, K), out = new_tensor(be, DTYPE_F32, M, N);
+    struct tensor sum = random_tensor(be, 2, M, N), before = random_tensor(be, 2, M, N);
+    struct tensor w = RANDOM_WEIGHT(be, 3, DTYPE_BF16, N, K);
+    struct tensor v = RANDOM_WEIGHT(be, 4, DTYPE_F32, N, K);
+    struct tensor bias = RANDOM_WEIGHT(be, 5, DTYPE_F32, N);
+    struct linear_part parts[] = {{out, w, none, none}, {sum, v, bias, sum}};
 
-    be->ops->add(be, x, y);
-    for (int64_t i = 0; i < ROWS * N; i++) {
-        float wide = 200 * random_at(3 * 1000003 + (uint64_t)i); /* also where exp overflows */
-        ((float *)gate.data)[i] = ((float *)before.data)[i] = i % 2 ? wide : wide / 100;
-        assert_near(f32_of(&x, i),
-                    (double)random_at(1000003 + (uint64_t)i) + random_at(2000006 + (uint64_t)i),
-                    1e-6);
+    be->ops->linear(be, x, parts, 2);
+    for (int64_t i = 0; i < M * N; i++) {
+        double product = dot_of(&x, i / N, &v, i % N) + f32_of(&bias, i % N);
+        assert_near(f32_of(&out, i), dot_of(&x, i / N, &w, i % N), 1e-5);
+        assert_near(f32_of(&sum, i), f32_of(&before, i) + product, 1e-5);
     }
-    be->ops->swiglu(be, gate, y);
-    for (int64_t i = 0; i < ROWS * N; i++) {
-        double g = f32_of(&before, i);
-        assert_near(f32_of(&gate, i), g / (1 + exp(-g)) * f32_of(&y, i), 1e-6);
+    RELEASE(be, &x, &out, &sum, &before, &w, &v, &bias);
+    be->ops->close(be);
+}
+END_TEST
+
+START_TEST(test_gated)
+{
+    struct backend *be = open_cpu(2);
+    enum { M = 70, N = 205, K = 50 };
+    struct tensor x = random_tensor(be, 1, M, K), out = new_tensor(be, DTYPE_F32, M, N);
+    struct tensor gate = RANDOM_WEIGHT(be, 2, DTYPE_F32, N, K);
+    struct tensor up = RANDOM_WEIGHT(be, 3, DTYPE_F32, N, K);
+
+    for (int64_t i = 0; i < K; i++) /* also where exp overflows */
+        ((float *)x.data)[i] *= 200;
+    be->ops->gated(be, out, x, gate, up);
+    for (int64_t i = 0; i < M * N; i++) {
+        double g = dot_of(&x, i / N, &gate, i % N);
+        assert_near(f32_of(&out, i), silu(g) * dot_of(&x, i / N, &up, i % N), 1e-4);
     }
-    RELEASE(be, &x, &y, &gate, &before);
+    RELEASE(be, &x, &out, &gate, &up);
     be->ops->close(be);
 }
 END_TEST
@@ -213,6 +251,39 @@ static void naive_route(int32_t *ids, double *weights, const float *logits, cons
     }
 }
 
+START_TEST(test_embed_of_a_pending_token_is_that_of_the_last_draw)
+{
+    struct backend *be = open_cpu(1);
+    enum { D = 5, SLOT = 3 };
+    struct sampling_params greedy = {.top_p = 1, .repetition_penalty = 1};
+    struct batch *batch = batch_new((struct batch_limits){TEST_ROWS, TEST_SEQS, TEST_PAGES, 0});
+    struct batch_seq seq = {.slot = SLOT, .n_rows = 1, .kv_len = 1, .wants_logits = 1};
+    struct tensor table = RANDOM_WEIGHT(be, 1, DTYPE_F32, TEST_VOCAB, D);
+    struct tensor logits = random_tensor(be, 2, 1, TEST_VOCAB), x = new_tensor(be, DTYPE_F32, 1, D);
+    struct sampling_result results[2];
+    int32_t token = 7, pending = -1, page = 0;
+
+    be->ops->sampler_open(be, SLOT, &greedy, NULL, 0);
+    batch_add(batch, seq, &token, &page, 0);
+    ck_assert_int_eq(be->ops->begin(be, batch), 0);
+    be->ops->sample(be, logits, NULL, &results[0]);
+
+    batch_clear(batch); /* the next step begins before the first is finished */
+    seq.kv_len = 2;
+    batch_add(batch, seq, &pending, &page, 1);
+    ck_assert_int_eq(be->ops->begin(be, batch), 0);
+    be->ops->embed(be, x, table, 1);
+    be->ops->sample(be, logits, NULL, &results[1]);
+    ck_assert_int_eq(be->ops->finish(be, &test_error), 0);
+    assert_same_bits(x.data, (float *)table.data + results[0].token * D, D * sizeof(float));
+    ck_assert_int_eq(be->ops->finish(be, &test_error), 0);
+    ck_assert_int_eq(results[1].token, results[0].token);
+    RELEASE(be, &table, &logits, &x);
+    free(batch);
+    be->ops->close(be);
+}
+END_TEST
+
 START_TEST(test_route_chooses_as_defined)
 {
     static const struct router_config configs[] = {
@@ -289,7 +360,7 @@ END_TEST
 
 /* --- experts --- */
 
-enum { E = 5, TOP_K = 3, D = 19, I = 29, MOE_ROWS = 290 };
+enum { E = 5, TOP_K = 3, D = 19, I = 29, SHARED = 58, MOE_ROWS = 290 };
 
 struct experts {
     struct backend *be;
@@ -307,11 +378,14 @@ static struct experts open_experts(int threads, enum dtype dtype)
                         .x = random_tensor(be, 4, MOE_ROWS, D),
                         .ids = new_tensor(be, DTYPE_I32, MOE_ROWS, TOP_K),
                         .w = random_tensor(be, 5, MOE_ROWS, TOP_K),
-                        .out = new_tensor(be, DTYPE_F32, MOE_ROWS, D)};
-    struct mla_shape mla = {1, 8, 8, 8, 8, 1};
-    struct router_config router = {.experts = E, .top_k = TOP_K, .groups = 1};
+                        .out = random_tensor(be, 6, MOE_ROWS, D)};
+    struct backend_shapes shapes = {.hidden_size = D,
+                                    .mla = {1, 8, 8, 8, 8, 1},
+                                    .router = {.experts = E, .top_k = TOP_K, .groups = 1},
+                                    .moe_intermediate = I,
+                                    .shared_intermediate = SHARED};
 
-    ck_assert_int_eq(be->ops->reserve(be, &mla, &router, I, &test_error), 0);
+    ck_assert_int_eq(be->ops->reserve(be, &shapes, &test_error), 0);
     for (int32_t r = 0; r < MOE_ROWS; r++) /* expert 4 gets no rows; neighbours differ */
         for (int32_t i = 0; i < TOP_K; i++)
             ((int32_t *)m.ids.data)[r * TOP_K + i] = (r * r + i * (r % 2 ? 1 : 3)) % 4;
@@ -351,12 +425,43 @@ START_TEST(test_moe_is_the_weighted_sum_of_its_experts)
 {
     for (int form = 0; form < 2; form++) {
         struct experts m = open_experts(2, form ? DTYPE_BF16 : DTYPE_F32);
-        m.be->ops->moe(m.be, m.out, m.x, m.ids, m.w, &m.weights);
+        struct tensor before = random_tensor(m.be, 6, MOE_ROWS, D);
+        m.be->ops->moe(m.be, m.out, m.x, m.ids, m.w, &m.weights, NULL);
         for (int64_t r = 0; r < MOE_ROWS; r += 7)
             for (int64_t o = 0; o < D; o++)
-                assert_near(f32_of(&m.out, r * D + o), naive_moe(&m, r, o), 1e-5);
+                assert_near(f32_of(&m.out, r * D + o),
+                            f32_of(&before, r * D + o) + naive_moe(&m, r, o), 1e-5);
+        m.be->ops->release(m.be, &before);
         close_experts(&m);
     }
+}
+END_TEST
+
+START_TEST(test_shared_experts_serve_every_row)
+{
+    struct experts with = open_experts(2, DTYPE_F32), without = open_experts(2, DTYPE_F32);
+    struct ffn_weights shared = {RANDOM_WEIGHT(with.be, 7, DTYPE_F32, SHARED, D),
+                                 RANDOM_WEIGHT(with.be, 8, DTYPE_F32, SHARED, D),
+                                 RANDOM_WEIGHT(with.be, 9, DTYPE_F32, D, SHARED)};
+
+    with.be->ops->moe(with.be, with.out, with.x, with.ids, with.w, &with.weights, &shared);
+    without.be->ops->moe(without.be, without.out, without.x, without.ids, without.w,
+                         &without.weights, NULL);
+    for (int64_t r = 0; r < MOE_ROWS; r++) {
+        double hidden[SHARED];
+        for (int64_t i = 0; i < SHARED; i++)
+            hidden[i] =
+                silu(dot_of(&with.x, r, &shared.gate, i)) * dot_of(&with.x, r, &shared.up, i);
+        for (int64_t o = 0; o < D; o++) {
+            double sum = f32_of(&without.out, r * D + o);
+            for (int64_t i = 0; i < SHARED; i++)
+                sum += hidden[i] * f32_of(&shared.down, o * SHARED + i);
+            assert_near(f32_of(&with.out, r * D + o), sum, 1e-5);
+        }
+    }
+    RELEASE(with.be, &shared.gate, &shared.up, &shared.down);
+    close_experts(&with);
+    close_experts(&without);
 }
 END_TEST
 
@@ -364,14 +469,15 @@ START_TEST(test_moe_row_has_the_same_bits_alone_and_in_any_batch)
 {
     struct experts many = open_experts(3, DTYPE_F32), one = open_experts(1, DTYPE_F32);
 
-    many.be->ops->moe(many.be, many.out, many.x, many.ids, many.w, &many.weights);
+    many.be->ops->moe(many.be, many.out, many.x, many.ids, many.w, &many.weights, NULL);
     for (int64_t r = 0; r < MOE_ROWS; r++) {
         struct tensor x = tensor_rows(one.x, 1), ids = tensor_rows(one.ids, 1);
         struct tensor w = tensor_rows(one.w, 1), out = tensor_rows(one.out, 1);
         x.data = (float *)x.data + r * D;
         ids.data = (int32_t *)ids.data + r * TOP_K;
         w.data = (float *)w.data + r * TOP_K;
-        one.be->ops->moe(one.be, out, x, ids, w, &one.weights);
+        out.data = (float *)one.out.data + r * D;
+        one.be->ops->moe(one.be, out, x, ids, w, &one.weights, NULL);
         assert_same_bits(out.data, (float *)many.out.data + r * D, D * sizeof(float));
     }
     close_experts(&many);
@@ -385,12 +491,15 @@ static void add(TCase *t)
     tcase_add_test(t, test_linear_row_has_the_same_bits_alone_and_in_any_batch);
     tcase_add_test(t, test_uploaded_f16_becomes_f32);
     tcase_add_test(t, test_rmsnorm);
-    tcase_add_test(t, test_add_and_swiglu);
+    tcase_add_test(t, test_linear_of_parts_and_onto_a_residual);
+    tcase_add_test(t, test_gated);
     tcase_add_test(t, test_embed_and_gather_follow_the_batch);
+    tcase_add_test(t, test_embed_of_a_pending_token_is_that_of_the_last_draw);
     tcase_add_test(t, test_route_chooses_as_defined);
     tcase_add_test(t, test_route_ties_go_to_the_lowest_index);
     tcase_add_test(t, test_route_weighs_with_the_score_and_not_the_bias);
     tcase_add_test(t, test_moe_is_the_weighted_sum_of_its_experts);
+    tcase_add_test(t, test_shared_experts_serve_every_row);
     tcase_add_test(t, test_moe_row_has_the_same_bits_alone_and_in_any_batch);
 }
 

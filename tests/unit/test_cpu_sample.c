@@ -1,5 +1,5 @@
 /* The CPU sampler, by what it draws. */
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 #include "tests/unit/test_cpu.h"
 
 enum { N = TEST_VOCAB };

@@ -1,0 +1,62 @@
+/* The experts of a mixture-of-experts layer, by moe.h. */
+#include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/moe.h"
+
+static int32_t shared_experts(const struct backend_shapes *shapes)
+{
+    return shapes->moe_intermediate ? shapes->shared_intermediate / shapes->moe_intermediate : 0;
+}
+
+int cuda_moe_reserve(struct cuda_backend *cu, struct error *err)
+{
+    const struct backend_shapes *s = &cu->shapes;
+    int32_t shared = shared_experts(s);
+
+    if (s->router.experts == 0)
+        return 0;
+    if (s->router.experts > MOE_MAX_EXPERTS || s->router.top_k + shared > MOE_MAX_SLOTS)
+        return error_set(err,
+                         "the model has %d experts, %d of them for a token; the CUDA backend takes "
+                         "at most %d and %d",
+                         s->router.experts, s->router.top_k + shared, MOE_MAX_EXPERTS,
+                         MOE_MAX_SLOTS);
+    cu->moe_work_bytes = moe_workspace(cu->limits.max_rows, s->hidden_size, s->moe_intermediate,
+                                       s->router.experts, s->router.top_k, shared);
+    cu->moe_work = cuda_take(cu, cu->moe_work_bytes, true, "the experts' working memory", err);
+    return cu->moe_work ? 0 : -1;
+}
+
+void cuda_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
+              struct tensor weights, const struct moe_weights *experts,
+              const struct ffn_weights *shared)
+{
+    struct cuda_backend *cu = cuda_backend(be);
+    struct moe_args args = {};
+
+    ASSERT(ids.dtype == DTYPE_I32 && ids.shape[0] == x.shape[0] && out.shape[0] == x.shape[0]);
+    args.x = cuda_bf16(&x);
+    args.x_stride = cuda_last_dim(&x);
+    args.ids = (const int32_t *)ids.data;
+    args.weights = cuda_f32(&weights);
+    args.gate = cuda_bf16(&experts->gate);
+    args.up = cuda_bf16(&experts->up);
+    args.down = cuda_bf16(&experts->down);
+    args.residual = args.out = cuda_bf16(&out);
+    args.out_stride = cuda_last_dim(&out);
+    args.m = (int32_t)x.shape[0];
+    args.d = (int32_t)cuda_last_dim(&x);
+    args.i = (int32_t)experts->gate.shape[1];
+    args.experts = (int32_t)experts->gate.shape[0];
+    args.top_k = (int32_t)cuda_last_dim(&ids);
+    if (shared) {
+        ASSERT(shared->gate.shape[0] % args.i == 0);
+        args.shared_gate = cuda_bf16(&shared->gate);
+        args.shared_up = cuda_bf16(&shared->up);
+        args.shared_down = cuda_bf16(&shared->down);
+        args.shared = (int32_t)shared->gate.shape[0] / args.i;
+    }
+    args.batch_invariant = cu->batch_invariant;
+    args.workspace = cu->moe_work;
+    args.workspace_bytes = cu->moe_work_bytes;
+    cuda_check_launch(cu, moe_experts(&args, cu->stream), "moe_experts");
+}

@@ -1,0 +1,53 @@
+/* What the parts of moe_experts share. */
+#pragma once
+
+#include "kernels/cuda/moe.h"
+
+#include <cuda_runtime.h>
+
+enum { MOE_SORT_PAIRS = 1024 }; /* pairs that a block sorts */
+
+/* Places in the workspace. Few rows need hidden and y alone, with a row for each pair, shared
+ * experts' pairs among them. Many rows have their shared experts computed as one wide MLP. */
+struct moe_layout {
+    void *y;           /* bf16 (m * slots, d): experts' outputs; many rows: x in that order first */
+    void *hidden;      /* bf16 (m * slots, i) */
+    void *wide_hidden; /* bf16 (m, shared * i) */
+    int32_t *counts;   /* (experts) */
+    int32_t *ranges;   /* (experts + 1) */
+    int32_t *bases;    /* (blocks of the sort, experts) */
+    int32_t *ranks;    /* (pairs) a pair's place among those of its block and expert */
+    int32_t *places;   /* (pairs) its place in the whole order */
+    size_t bytes;
+};
+
+static inline struct moe_layout moe_layout(void *workspace, int64_t m, int64_t d, int64_t i,
+                                           int64_t experts, int64_t top_k, int64_t shared)
+{
+    int64_t slots = top_k + shared, blocks = (m * top_k + MOE_SORT_PAIRS - 1) / MOE_SORT_PAIRS;
+    struct moe_layout at = {};
+    char *p = (char *)workspace;
+
+    auto take = [&](int64_t bytes) {
+        void *place = p + at.bytes;
+        at.bytes += (size_t)(bytes + 255) / 256 * 256;
+        return place;
+    };
+    at.y = take(m * slots * d * 2);
+    at.hidden = take(m * slots * i * 2);
+    at.wide_hidden = take(m * shared * i * 2);
+    at.counts = (int32_t *)take(experts * 4);
+    at.ranges = (int32_t *)take((experts + 1) * 4);
+    at.bases = (int32_t *)take(blocks * experts * 4);
+    at.ranks = (int32_t *)take(m * top_k * 4);
+    at.places = (int32_t *)take(m * top_k * 4);
+    return at;
+}
+
+/* out = sums of rows of y. places NULL: y is (m, top_k + shared, d). Else the row of a pair is its
+ * place, and after all pairs' come m rows of the shared experts together, if `shared`. */
+int moe_combine(const struct moe_args *a, const void *y, const int32_t *places, int shared,
+                cudaStream_t stream);
+
+/* moe_experts for many rows. */
+int moe_sorted(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream);

@@ -1,0 +1,88 @@
+/* Root-mean-square normalisation (Zhang and Sennrich 2019): a block a row, which stays in
+ * registers between the sum and the product. */
+#include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+enum { THREADS = 256, WARPS = THREADS / 32, VECTOR = 8, MAX_VECTORS = 8 };
+
+/* 8 values, loaded and stored at once. */
+struct alignas(16) values {
+    bf16 v[VECTOR];
+};
+
+/* x, out (T, n); weight (n) float. VECTORS * THREADS * 8 >= n, a multiple of 8. */
+template <int VECTORS>
+static __global__ void __launch_bounds__(THREADS)
+    rmsnorm_kernel(bf16 *out, const bf16 *x, const float *weight, float eps, int n)
+{
+    __shared__ float partial[WARPS];
+    const int64_t row = (int64_t)blockIdx.x * n;
+    values in[VECTORS];
+    float4 w[VECTORS][2];
+    float sum = 0;
+
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) { /* while the kernel before this one still runs */
+        int at = (i * THREADS + threadIdx.x) * VECTOR;
+        if (at < n) {
+            w[i][0] = *(const float4 *)(weight + at);
+            w[i][1] = *(const float4 *)(weight + at + 4);
+        }
+    }
+    launch_wait();
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        int at = (i * THREADS + threadIdx.x) * VECTOR;
+        if (at < n)
+            in[i] = *(const values *)(x + row + at);
+        for (int j = 0; j < VECTOR; j++) {
+            float value = at < n ? __bfloat162float(in[i].v[j]) : 0.0f;
+            sum += value * value;
+        }
+    }
+    launch_next();
+    for (int d = 16; d; d /= 2)
+        sum += __shfl_xor_sync(~0u, sum, d);
+    if (threadIdx.x % 32 == 0)
+        partial[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < WARPS; w++)
+        sum += partial[w];
+    const float inverse = 1.0f / sqrtf(sum / (float)n + eps);
+
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        int at = (i * THREADS + threadIdx.x) * VECTOR;
+        if (at >= n)
+            continue;
+        const float4 a = w[i][0], b = w[i][1];
+        const float factors[VECTOR] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        values result;
+        for (int j = 0; j < VECTOR; j++)
+            result.v[j] =
+                __float2bfloat16_rn(factors[j] * (__bfloat162float(in[i].v[j]) * inverse));
+        *(values *)(out + row + at) = result;
+    }
+}
+
+void cuda_rmsnorm(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
+                  float eps)
+{
+    struct cuda_backend *cu = cuda_backend(be);
+    int rows = (int)x.shape[0], n = (int)cuda_last_dim(&x);
+    int vectors = (n + THREADS * VECTOR - 1) / (THREADS * VECTOR);
+    void (*kernel)(bf16 *, const bf16 *, const float *, float, int) =
+        vectors <= 1   ? rmsnorm_kernel<1>
+        : vectors <= 2 ? rmsnorm_kernel<2>
+        : vectors <= 4 ? rmsnorm_kernel<4>
+                       : rmsnorm_kernel<MAX_VECTORS>;
+
+    ASSERT(n % VECTOR == 0 && vectors <= MAX_VECTORS && tensor_elements(&weight) == n);
+    ASSERT(out.shape[0] == rows && cuda_last_dim(&out) == n);
+    if (rows == 0)
+        return;
+    CUDA_CHECK(cu, launch_early(kernel, dim3(rows), dim3(THREADS), 0, cu->stream, cuda_bf16(&out),
+                                cuda_bf16(&x), cuda_f32(&weight), eps, n));
+}

@@ -1,0 +1,341 @@
+/* The CUDA backend's operations against the CPU backend's on the same random numbers, at the shapes
+ * of DeepSeek-V2-Lite and at those of tiny models. Sampling has a test of its own. */
+#include "tests/gpu/backend_pair.cuh"
+
+enum { ROWS = 300, SEQS = 16, PAGES = 256 };
+
+static pair open_pair(enum dtype kv_dtype = DTYPE_BF16)
+{
+    backend_options options = {};
+
+    options.slots = SEQS;
+    options.vocab_size = 1024;
+    options.limits.max_rows = ROWS;
+    options.limits.max_seqs = SEQS;
+    options.limits.max_pages = PAGES;
+    options.kv_dtype = kv_dtype;
+    return pair_open(options);
+}
+
+static void test_linear(pair &p, int64_t m, int64_t n, int64_t k)
+{
+    float scale = 1 / sqrtf((float)k);
+    twin x = twin_random(p, 1, m, k), a = twin_out(p, m, n), b = twin_random(p, 2, m, n);
+    twin c = twin_out(p, m, n, DTYPE_F32);
+    twin w = twin_weight(p, 3, WEIGHT_MATRIX, {n, k}, scale);
+    twin v = twin_weight(p, 4, WEIGHT_MATRIX, {n, k}, scale);
+    twin bias = twin_weight(p, 5, WEIGHT_EXACT, {n}, 1);
+    twin router = twin_weight(p, 6, WEIGHT_EXACT, {n, k}, scale);
+    linear_part cpu[] = {{a.cpu, w.cpu, none, none}, {b.cpu, v.cpu, bias.cpu, b.cpu}};
+    linear_part gpu[] = {{a.gpu, w.gpu, none, none}, {b.gpu, v.gpu, bias.gpu, b.gpu}};
+    linear_part cpu_f32 = {c.cpu, w.cpu, none, none}, gpu_f32 = {c.gpu, w.gpu, none, none};
+    linear_part cpu_exact = {c.cpu, router.cpu, none, none};
+    linear_part gpu_exact = {c.gpu, router.gpu, none, none};
+
+    p.cpu->ops->linear(p.cpu, x.cpu, cpu, 2);
+    p.gpu->ops->linear(p.gpu, x.gpu, gpu, 2);
+    double e1 = compare(p, "linear", a, 5e-3), e2 = compare(p, "linear, residual", b, 5e-3);
+    p.cpu->ops->linear(p.cpu, x.cpu, &cpu_f32, 1);
+    p.gpu->ops->linear(p.gpu, x.gpu, &gpu_f32, 1);
+    double e3 = compare(p, "linear to F32", c, 1e-5);
+    p.cpu->ops->linear(p.cpu, x.cpu, &cpu_exact, 1);
+    p.gpu->ops->linear(p.gpu, x.gpu, &gpu_exact, 1);
+    double e4 = compare(p, "router", c, 1e-6);
+    p.cpu->ops->gated(p.cpu, a.cpu, x.cpu, w.cpu, v.cpu);
+    p.gpu->ops->gated(p.gpu, a.gpu, x.gpu, w.gpu, v.gpu);
+    double e5 = compare(p, "gated", a, 5e-3);
+    printf("linear (%lld, %lld, %lld): %.1e, residual %.1e, F32 %.1e, router %.1e, gated %.1e\n",
+           (long long)m, (long long)n, (long long)k, e1, e2, e3, e4, e5);
+    twin_free(p, {&x, &a, &b, &c, &w, &v, &bias, &router});
+}
+
+static void test_rmsnorm(pair &p, int64_t rows, int64_t n)
+{
+    twin x = twin_random(p, 1, rows, n, 3), out = twin_out(p, rows, n);
+    twin w = twin_weight(p, 2, WEIGHT_EXACT, {n}, 0.3f, 1);
+
+    p.cpu->ops->rmsnorm(p.cpu, out.cpu, x.cpu, w.cpu, 1e-5f);
+    p.gpu->ops->rmsnorm(p.gpu, out.gpu, x.gpu, w.gpu, 1e-5f);
+    printf("rmsnorm (%lld, %lld): %.1e\n", (long long)rows, (long long)n,
+           compare(p, "rmsnorm", out, 4e-3));
+    twin_free(p, {&x, &out, &w});
+}
+
+/* Experts chosen, and their weights; where choices differ, the scores must be all but equal. */
+static void test_route(pair &p, router_config c, bool biased)
+{
+    enum { N = 200 };
+    int64_t shape[] = {N, c.top_k};
+    twin logits = twin_random(p, 7, N, c.experts, 2, DTYPE_F32);
+    twin bias = twin_weight(p, 8, WEIGHT_EXACT, {c.experts}, 0.3f);
+    twin weights = twin_out(p, N, c.top_k, DTYPE_F32), ids;
+    int differing = 0;
+
+    must(p.cpu->ops->alloc(p.cpu, &ids.cpu, DTYPE_I32, 2, shape, &p.err), p);
+    must(p.gpu->ops->alloc(p.gpu, &ids.gpu, DTYPE_I32, 2, shape, &p.err), p);
+    p.cpu->ops->route(p.cpu, ids.cpu, weights.cpu, logits.cpu, biased ? bias.cpu : none, &c);
+    p.gpu->ops->route(p.gpu, ids.gpu, weights.gpu, logits.gpu, biased ? bias.gpu : none, &c);
+    std::vector<int32_t> got(N * c.top_k);
+    p.gpu->ops->download(p.gpu, got.data(), &ids.gpu);
+    for (int i = 0; i < N * c.top_k; i++)
+        differing += got[i] != ((int32_t *)ids.cpu.data)[i];
+    CHECK(differing == 0, "route: %d choices differ", differing);
+    printf("route %s, %d of %d, %d groups%s: %d differ, weights %.1e\n",
+           c.scoring == ROUTER_SOFTMAX ? "softmax" : "sigmoid", c.top_k, c.experts, c.groups,
+           biased ? ", bias" : "", differing, compare(p, "route weights", weights, 1e-5));
+    twin_free(p, {&logits, &bias, &weights, &ids});
+}
+
+static void test_moe(int64_t rows, backend_shapes shapes)
+{
+    pair p = open_pair();
+    int64_t d = shapes.hidden_size, i = shapes.moe_intermediate, s = shapes.shared_intermediate;
+    int32_t experts = shapes.router.experts, k = shapes.router.top_k;
+    int64_t ids_shape[] = {rows, k};
+    float in = 1 / sqrtf((float)d), back = 2 / sqrtf((float)i);
+
+    must(p.cpu->ops->reserve(p.cpu, &shapes, &p.err), p);
+    must(p.gpu->ops->reserve(p.gpu, &shapes, &p.err), p);
+    twin gate = twin_weight(p, 1, WEIGHT_MATRIX, {experts, i, d}, in);
+    twin up = twin_weight(p, 2, WEIGHT_MATRIX, {experts, i, d}, in);
+    twin down = twin_weight(p, 3, WEIGHT_MATRIX, {experts, d, i}, back);
+    twin sg = twin_weight(p, 4, WEIGHT_MATRIX, {s, d}, in);
+    twin su = twin_weight(p, 5, WEIGHT_MATRIX, {s, d}, in);
+    twin sd = twin_weight(p, 6, WEIGHT_MATRIX, {d, s}, back);
+    twin x = twin_random(p, 7, rows, d), out = twin_random(p, 8, rows, d), ids;
+    twin weights = twin_random(p, 9, rows, k, 0.5f, DTYPE_F32);
+
+    must(p.cpu->ops->alloc(p.cpu, &ids.cpu, DTYPE_I32, 2, ids_shape, &p.err), p);
+    for (int64_t r = 0; r < rows; r++)
+        for (int32_t j = 0; j < k; j++) /* distinct in a row, uneven over the experts */
+            ((int32_t *)ids.cpu.data)[r * k + j] = (int32_t)((r * r % 7 + j * 3 + 1) % experts);
+    must(p.gpu->ops->alloc(p.gpu, &ids.gpu, DTYPE_I32, 2, ids_shape, &p.err), p);
+    cudaMemcpy(ids.gpu.data, ids.cpu.data, tensor_bytes(&ids.cpu), cudaMemcpyHostToDevice);
+    moe_weights cpu = {gate.cpu, up.cpu, down.cpu}, gpu = {gate.gpu, up.gpu, down.gpu};
+    ffn_weights cpu_shared = {sg.cpu, su.cpu, sd.cpu}, gpu_shared = {sg.gpu, su.gpu, sd.gpu};
+    p.cpu->ops->moe(p.cpu, out.cpu, x.cpu, ids.cpu, weights.cpu, &cpu, s ? &cpu_shared : NULL);
+    p.gpu->ops->moe(p.gpu, out.gpu, x.gpu, ids.gpu, weights.gpu, &gpu, s ? &gpu_shared : NULL);
+    printf("moe %lld rows, %d of %d, d %lld, i %lld, shared %lld: %.1e\n", (long long)rows, k,
+           experts, (long long)d, (long long)i, (long long)s, compare(p, "moe", out, 8e-3));
+    twin_free(p, {&gate, &up, &down, &x, &out, &ids, &weights});
+    twin_free(p, {&sg, &su, &sd});
+    pair_close(&p);
+}
+
+/* ---- the batch ------------------------------------------------------------------------------ */
+
+static batch *new_batch(void)
+{
+    return batch_new({ROWS, SEQS, PAGES, 0});
+}
+
+static void test_embed_and_gather(pair &p)
+{
+    enum { D = 256, V = 1024 };
+    batch *b = new_batch();
+    int32_t tokens[] = {7, 1023, 0, 512}, page = 0;
+    batch_seq three = {}, one = {};
+    twin table = twin_weight(p, 1, WEIGHT_MATRIX, {V, D}, 1);
+    twin x = twin_out(p, 4, D), last = twin_out(p, 2, D);
+
+    three.n_rows = three.kv_len = 3;
+    one.n_rows = one.kv_len = 1;
+    three.wants_logits = one.wants_logits = 1;
+    batch_add(b, three, tokens, &page, 0);
+    batch_add(b, one, tokens + 3, &page, 0);
+    for (backend *be : {p.cpu, p.gpu}) {
+        bool gpu = be == p.gpu;
+        be->ops->begin(be, b);
+        be->ops->embed(be, gpu ? x.gpu : x.cpu, gpu ? table.gpu : table.cpu, 1);
+        be->ops->gather_logit_rows(be, gpu ? last.gpu : last.cpu, gpu ? x.gpu : x.cpu);
+        must(be->ops->finish(be, &p.err), p);
+    }
+    printf("embed %.1e, gather %.1e\n", compare(p, "embed", x, 0), compare(p, "gather", last, 0));
+    twin_free(p, {&table, &x, &last});
+    free(b);
+}
+
+/* ---- attention ------------------------------------------------------------------------------ */
+
+struct attention_rig {
+    pair p;
+    mla_shape shape;
+    rope_config rope;
+    twin kv_b, norm;
+    tensor cpu_cache, gpu_cache;
+    batch *b;
+    int32_t pages[SEQS][PAGES / SEQS];
+};
+
+struct piece {
+    int32_t seq, from, to, absorbed;
+};
+
+static attention_rig *rig_open(mla_shape shape, int half_split, enum dtype kv_dtype)
+{
+    attention_rig *g = (attention_rig *)mem_zalloc(1, sizeof(*g));
+    backend_shapes shapes = {};
+    int64_t cache[] = {PAGES, KV_PAGE_TOKENS, 0};
+    int32_t head = shape.nope_dim + shape.v_dim;
+
+    g->p = open_pair(kv_dtype);
+    g->shape = shapes.mla = shape;
+    must(g->p.cpu->ops->reserve(g->p.cpu, &shapes, &g->p.err), g->p);
+    must(g->p.gpu->ops->reserve(g->p.gpu, &shapes, &g->p.err), g->p);
+    g->rope.dim = shape.rope_dim;
+    g->rope.half_split = half_split;
+    g->rope.magnitude = 1.1f;
+    for (int i = 0; i < shape.rope_dim / 2; i++)
+        g->rope.inv_freq[i] = powf(10000, -2.0f * (float)i / (float)shape.rope_dim);
+    g->kv_b = twin_weight(g->p, 1, WEIGHT_MATRIX, {shape.heads * head, shape.kv_lora_rank},
+                          1 / sqrtf((float)shape.kv_lora_rank));
+    g->norm = twin_weight(g->p, 2, WEIGHT_EXACT, {shape.kv_lora_rank}, 0.2f, 1);
+    cache[2] = kv_row_elements(&shape, DTYPE_F32);
+    must(g->p.cpu->ops->alloc(g->p.cpu, &g->cpu_cache, DTYPE_F32, 3, cache, &g->p.err), g->p);
+    cache[2] = kv_row_elements(&shape, kv_dtype);
+    must(g->p.gpu->ops->alloc(g->p.gpu, &g->gpu_cache, kv_dtype, 3, cache, &g->p.err), g->p);
+    g->b = new_batch();
+    for (int s = 0; s < SEQS; s++)
+        for (int i = 0; i < PAGES / SEQS; i++)
+            g->pages[s][i] = (s + i * SEQS) * 5 % PAGES;
+    return g;
+}
+
+static void rig_close(attention_rig *g)
+{
+    twin_free(g->p, {&g->kv_b, &g->norm});
+    g->p.cpu->ops->release(g->p.cpu, &g->cpu_cache);
+    g->p.gpu->ops->release(g->p.gpu, &g->gpu_cache);
+    pair_close(&g->p);
+    free(g->b);
+    free(g);
+}
+
+/* One step with these pieces, in their order; returns the relative error. */
+static double rig_step(attention_rig *g, std::vector<piece> pieces, double limit)
+{
+    pair &p = g->p;
+    mla_layer layer = {g->shape, none, none};
+    std::vector<int32_t> tokens(ROWS, 1);
+    static uint64_t seed = 100;
+
+    batch_clear(g->b);
+    for (piece &one : pieces) {
+        batch_seq seq = {};
+        seq.slot = one.seq;
+        seq.n_rows = one.to - one.from;
+        seq.kv_len = one.to;
+        seq.absorbed = one.absorbed;
+        batch_add(g->b, seq, tokens.data(), g->pages[one.seq], 0);
+    }
+    int64_t rows = g->b->n_rows, heads = g->shape.heads;
+    twin q = twin_random(p, seed++, rows, heads * (g->shape.nope_dim + g->shape.rope_dim));
+    twin kv = twin_random(p, seed++, rows, g->shape.kv_lora_rank + g->shape.rope_dim);
+    twin out = twin_out(p, rows, heads * g->shape.v_dim);
+    for (backend *be : {p.cpu, p.gpu}) {
+        bool gpu = be == p.gpu;
+        layer.kv_b = gpu ? g->kv_b.gpu : g->kv_b.cpu;
+        layer.kv_cache = gpu ? g->gpu_cache : g->cpu_cache;
+        be->ops->begin(be, g->b);
+        be->ops->rope_kv_write(be, gpu ? q.gpu : q.cpu, gpu ? kv.gpu : kv.cpu, &layer,
+                               gpu ? g->norm.gpu : g->norm.cpu, 1e-6f, &g->rope);
+        be->ops->mla_prefill(be, gpu ? out.gpu : out.cpu, gpu ? q.gpu : q.cpu, &layer);
+        be->ops->mla_decode(be, gpu ? out.gpu : out.cpu, gpu ? q.gpu : q.cpu, &layer);
+        must(be->ops->finish(be, &p.err), p);
+    }
+    double error = compare(p, "attention", out, limit);
+    twin_free(p, {&q, &kv, &out});
+    return error;
+}
+
+static void test_attention(mla_shape shape, int half_split, enum dtype kv_dtype)
+{
+    attention_rig *g = rig_open(shape, half_split, kv_dtype);
+    double limit = kv_dtype == DTYPE_BF16 ? 8e-3 : 6e-2;
+    double prompt = rig_step(g, {{0, 0, 200, 0}, {1, 0, 3, 0}, {2, 0, 64, 0}}, limit);
+    double chunk = rig_step(g, {{0, 200, 290, 0}, {3, 0, 1, 0}}, limit);
+    double decode =
+        rig_step(g, {{0, 290, 291, 1}, {1, 3, 4, 1}, {2, 64, 65, 1}, {3, 1, 2, 1}}, limit);
+    double mixed = rig_step(
+        g, {{0, 291, 292, 1}, {4, 0, 100, 0}, {1, 4, 9, 1}, {2, 65, 66, 1}, {5, 0, 7, 0}}, limit);
+
+    printf("attention %d heads, %d + %d, nope %d, v %d, %s, %s: prompt %.1e, chunk %.1e, decode "
+           "%.1e, mixed %.1e\n",
+           shape.heads, shape.kv_lora_rank, shape.rope_dim, shape.nope_dim, shape.v_dim,
+           half_split ? "halves" : "pairs", kv_dtype == DTYPE_BF16 ? "bf16" : "FP8", prompt, chunk,
+           decode, mixed);
+    rig_close(g);
+}
+
+/* ---- failures ------------------------------------------------------------------------------- */
+
+static __global__ void fault(int *nowhere)
+{
+    *nowhere = 1;
+}
+
+/* A kernel's fault comes out of finish, this time and ever after. The last test: it leaves the
+ * process without a GPU. */
+static void test_fault_is_reported_by_finish(void)
+{
+    pair p = open_pair();
+    batch *b = new_batch();
+    int32_t token = 1, page = 0;
+    batch_seq seq = {};
+
+    seq.n_rows = seq.kv_len = 1;
+    batch_add(b, seq, &token, &page, 0);
+    fault<<<1, 1>>>((int *)8);
+    CHECK(cudaDeviceSynchronize() != cudaSuccess, "no fault");
+    for (int i = 0; i < 2; i++) {
+        p.err.message[0] = 0;
+        p.gpu->ops->begin(p.gpu, b);
+        CHECK(p.gpu->ops->finish(p.gpu, &p.err) == -1, "a fault goes unnoticed");
+        CHECK(strstr(p.err.message, "illegal memory access"), "%s", p.err.message);
+    }
+    printf("fault: %s\n", p.err.message);
+    p.gpu->ops->close(p.gpu);
+    free(b);
+}
+
+int main(void)
+{
+    pair p = open_pair();
+
+    test_linear(p, 1, 3072, 2048);
+    test_linear(p, 37, 576, 2048);
+    test_linear(p, 300, 512, 1024);
+    test_linear(p, 5, 48, 32);
+    test_linear(p, 2, 8, 160);
+    for (int64_t n : {32, 512, 1536, 2048, 7168})
+        test_rmsnorm(p, 37, n);
+    test_embed_and_gather(p);
+    test_route(p, {ROUTER_SOFTMAX, 64, 6, 1, 1, 0, 1}, false);
+    test_route(p, {ROUTER_SIGMOID, 256, 8, 8, 4, 1, 2.5f}, true);
+    test_route(p, {ROUTER_SIGMOID, 384, 8, 1, 1, 1, 2.8f}, true);
+    test_route(p, {ROUTER_SOFTMAX, 160, 6, 8, 3, 0, 16}, false);
+    test_route(p, {ROUTER_SOFTMAX, 6, 3, 1, 1, 1, 1}, false);
+    test_route(p, {ROUTER_SIGMOID, 12, 3, 4, 2, 1, 1}, true);
+    pair_close(&p);
+
+    backend_shapes lite = {
+        2048, {16, 512, 128, 64, 128, 1}, {ROUTER_SOFTMAX, 16, 6, 1, 1, 0, 1}, 1408, 2816};
+    backend_shapes tiny = {32, {2, 32, 16, 16, 16, 1}, {ROUTER_SOFTMAX, 6, 3, 1, 1, 0, 1}, 16, 32};
+    test_moe(1, lite);
+    test_moe(33, lite);
+    test_moe(300, lite);
+    test_moe(4, tiny);
+    tiny.shared_intermediate = 0;
+    test_moe(290, tiny);
+
+    test_attention({16, 512, 128, 64, 128, 0.1f}, 0, DTYPE_BF16);
+    test_attention({16, 512, 128, 64, 128, 0.1f}, 1, DTYPE_F8_E4M3);
+    test_attention({20, 512, 192, 64, 256, 0.1f}, 0, DTYPE_BF16);
+    test_attention({2, 32, 16, 16, 16, 0.2f}, 0, DTYPE_BF16);
+    test_attention({3, 32, 32, 16, 32, 0.2f}, 1, DTYPE_BF16);
+    test_attention({4, 64, 32, 16, 16, 0.2f}, 0, DTYPE_BF16);
+    test_attention({2, 32, 16, 32, 16, 0.2f}, 1, DTYPE_BF16);
+    test_fault_is_reported_by_finish();
+    printf(pair_failures ? "%d FAILED\n" : "all as on the CPU\n", pair_failures);
+    return pair_failures != 0;
+}

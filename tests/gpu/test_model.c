@@ -1,0 +1,362 @@
+/* The whole forward pass on the GPU: logits against Hugging Face transformers' and against the CPU
+ * backend's, and greedy decoding as the engine does it - recorded steps, one queued ahead of the
+ * other, tokens that never leave the device. Run from the repository's root.
+ *
+ * Logits carry the rounding of bf16 weights and activations: `noise` is the root mean square of
+ * their difference from the reference's, of the median row. (In a few rows a router that was in
+ * doubt has chosen another expert, which shows as much more; the tiny models, whose weights are
+ * random, are in doubt often.) A greedy token may differ from the reference's only where the
+ * reference's two best logits are closer than MARGIN times the noise, or in a rerouted row. */
+#include "base/buffer.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/memory.h"
+#include "kernels/backend.h"
+#include "model/model.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_TOKENS = 1024, SEQ_PAGES = MAX_TOKENS / KV_PAGE_TOKENS, SEQS = 5, MAX_ROWS = 512 };
+
+static const double MARGIN = 8;
+static const double MAX_NOISE = 0.03, MAX_NOISE_FP8 = 0.1; /* of the logits' deviation */
+static const double REROUTED = 4;                          /* times the median row's noise */
+static const double MAX_REROUTED = 0.15;                   /* of the rows */
+
+static int failures;
+static enum dtype kv_dtype = DTYPE_BF16;
+
+struct expected {
+    int32_t tokens[MAX_TOKENS]; /* prompt, then the greedy continuation */
+    int32_t n_prompt, n_greedy;
+    int32_t positions[64];
+    int32_t n_positions;
+    float *logits; /* (n_positions, vocab) */
+};
+
+struct runner {
+    struct backend *be;
+    struct model_config config;
+    struct model *model;
+    struct batch *batch[2];
+    int32_t pages[SEQS][SEQ_PAGES]; /* shuffled block tables */
+    float *logits;                  /* (vocab) of the last run */
+};
+
+static void must(bool ok, const char *what, const struct error *err)
+{
+    if (ok)
+        return;
+    printf("%s: %s\n", what, err->message);
+    exit(1);
+}
+
+static int32_t read_ids(const struct json *list, int32_t *out, int32_t max)
+{
+    int32_t n = 0;
+
+    for (const struct json *v = json_first(list); v && n < max; v = json_next(v))
+        out[n++] = (int32_t)json_number(v);
+    return n;
+}
+
+static struct expected read_expected(const char *dir)
+{
+    struct expected e = {0};
+    struct error err;
+    char *path = path_join(dir, "expected.json");
+    struct json *root = json_parse_file(path, 1 << 20, &err);
+    struct buffer values;
+
+    must(root != NULL, path, &err);
+    const struct json *logits = json_get(root, "logits");
+    e.n_prompt = read_ids(json_get(root, "prompt"), e.tokens, MAX_TOKENS);
+    e.n_greedy = read_ids(json_get(root, "greedy"), e.tokens + e.n_prompt, MAX_TOKENS - e.n_prompt);
+    e.n_positions = read_ids(json_get(logits, "positions"), e.positions, 64);
+    free(path);
+    path = path_join(dir, json_string(json_get(logits, "values")));
+    buffer_init(&values, 1 << 24);
+    must(file_read(path, &values, &err) == 0, path, &err);
+    e.logits = (float *)values.data;
+    free(path);
+    json_free(root);
+    return e;
+}
+
+static struct runner open_model(const char *dir, bool gpu)
+{
+    struct runner r = {0};
+    struct error err = {0};
+    struct backend_options options = {
+        .slots = SEQS,
+        .limits = {.max_rows = MAX_ROWS, .max_seqs = SEQS, .max_pages = SEQS * SEQ_PAGES},
+        .kv_dtype = gpu ? kv_dtype : DTYPE_F32};
+
+    must(model_config_load(&r.config, dir, &err) == 0, dir, &err);
+    options.vocab_size = r.config.vocab_size;
+    r.be = gpu ? backend_cuda_open(&options, &err) : backend_cpu_open(&options);
+    must(r.be != NULL, dir, &err);
+    r.model = model_load(dir, &r.config, r.be, NULL, &err);
+    must(r.model != NULL, dir, &err);
+    must(model_reserve(r.model, options.limits, &err) == 0, dir, &err);
+    must(model_open_cache(r.model, SEQS * SEQ_PAGES, &err) == 0, dir, &err);
+    for (int i = 0; i < 2; i++)
+        r.batch[i] = batch_new(options.limits);
+    for (int32_t s = 0; s < SEQS; s++)
+        for (int32_t i = 0; i < SEQ_PAGES; i++) /* 7 is prime to the number of pages */
+            r.pages[s][i] = (s + i * SEQS) * 7 % (SEQS * SEQ_PAGES);
+    r.logits = mem_zalloc((size_t)r.config.vocab_size, sizeof(float));
+    return r;
+}
+
+static void close_model(struct runner *r)
+{
+    for (int i = 0; i < 2; i++)
+        free(r->batch[i]);
+    free(r->logits);
+    model_free(r->model);
+    r->be->ops->close(r->be);
+}
+
+/* Runs tokens [from, to) of sequence 0; the logits of the last one are in r->logits. */
+static const float *run(struct runner *r, const int32_t *tokens, int32_t from, int32_t to,
+                        bool absorbed)
+{
+    struct error err;
+    struct batch_seq seq = {
+        .n_rows = to - from, .kv_len = to, .absorbed = absorbed, .wants_logits = 1};
+
+    batch_clear(r->batch[0]);
+    batch_add(r->batch[0], seq, tokens + from, r->pages[0], 0);
+    struct tensor logits = model_forward(r->model, r->batch[0]);
+    must(r->be->ops->finish(r->be, &err) == 0, "step", &err);
+    r->be->ops->download(r->be, r->logits, &logits);
+    return r->logits;
+}
+
+static int32_t largest(const float *logits, int32_t n)
+{
+    int32_t best = 0;
+
+    for (int32_t i = 1; i < n; i++)
+        if (logits[i] > logits[best])
+            best = i;
+    return best;
+}
+
+/* Root mean square of the difference, as a share of the reference's deviation. */
+static double row_noise(const float *got, const float *want, int32_t n)
+{
+    double mean = 0, noise = 0, signal = 0;
+
+    for (int32_t i = 0; i < n; i++)
+        mean += want[i] / (double)n;
+    for (int32_t i = 0; i < n; i++) {
+        noise += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+        signal += (want[i] - mean) * (want[i] - mean);
+    }
+    return noise == noise ? sqrt(noise / signal) : INFINITY;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* The median; it, and the rows far above it, must be few enough. */
+static double check_noise(double *rows, int32_t n, const char *name, const char *what)
+{
+    double median, limit = kv_dtype == DTYPE_BF16 ? MAX_NOISE : MAX_NOISE_FP8;
+    int32_t rerouted = 0;
+
+    qsort(rows, (size_t)n, sizeof(*rows), by_size);
+    median = rows[(n - 1) / 2];
+    for (int32_t i = 0; i < n; i++)
+        rerouted += rows[i] > REROUTED * median;
+    printf(", %s %.1e (worst %.1e)", what, median, rows[n - 1]);
+    if (!(median <= limit) || rerouted > MAX_REROUTED * n + 1) {
+        failures++;
+        printf("\n%s, %s: the median row is off by %.3g, %d of %d by far more\n", name, what,
+               median, rerouted, n);
+    }
+    return median;
+}
+
+static double deviation(const float *x, int32_t n)
+{
+    double mean = 0, sum = 0;
+
+    for (int32_t i = 0; i < n; i++)
+        mean += x[i] / (double)n;
+    for (int32_t i = 0; i < n; i++)
+        sum += (x[i] - mean) * (x[i] - mean) / n;
+    return sqrt(sum);
+}
+
+/* Prompt logits against transformers', in one chunk and in two. */
+static void check_prompt(struct runner *r, const struct expected *e, const char *name)
+{
+    int32_t vocab = r->config.vocab_size;
+    double whole[64], cut[64];
+
+    for (int32_t i = 0; i < e->n_positions; i++) {
+        int32_t end = e->positions[i] + 1, middle = end * 2 / 3;
+        const float *want = e->logits + i * vocab;
+        whole[i] = row_noise(run(r, e->tokens, 0, end, false), want, vocab);
+        if (middle > 0)
+            run(r, e->tokens, 0, middle, false);
+        cut[i] = row_noise(run(r, e->tokens, middle, end, false), want, vocab);
+    }
+    printf("  %-40s %s", name, kv_dtype == DTYPE_BF16 ? "bf16" : "FP8 ");
+    check_noise(whole, e->n_positions, name, "prompt");
+    check_noise(cut, e->n_positions, name, "in two");
+}
+
+/* The reference's own continuation step by step, decoded on the GPU and on the CPU. Returns the
+ * noise. */
+static double check_forced(struct runner *gpu, struct runner *cpu, const struct expected *e,
+                           const char *name)
+{
+    int32_t vocab = gpu->config.vocab_size, n = e->n_greedy - 1, differing = 0;
+    double noise[MAX_TOKENS], sorted[MAX_TOKENS], margin[MAX_TOKENS] = {0};
+
+    run(gpu, e->tokens, 0, e->n_prompt, false);
+    run(cpu, e->tokens, 0, e->n_prompt, false);
+    for (int32_t i = 0; i < n; i++) {
+        int32_t at = e->n_prompt + i, want = e->tokens[at + 1];
+        const float *got = run(gpu, e->tokens, at, at + 1, true);
+        const float *reference = run(cpu, e->tokens, at, at + 1, true);
+        int32_t token = largest(got, vocab);
+        noise[i] = sorted[i] = row_noise(got, reference, vocab);
+        margin[i] = ((double)reference[want] - reference[token]) / deviation(reference, vocab);
+        differing += token != want;
+    }
+    double median = check_noise(sorted, n, name, "decoding");
+    printf("; %d of %d forced tokens agree", n - differing, n);
+    for (int32_t i = 0; i < n; i++) {
+        if (margin[i] <= MARGIN * median || noise[i] > REROUTED * median)
+            continue;
+        failures++;
+        printf("\n%s: token %d differs where the margin is %.3g, the noise %.3g\n", name, i,
+               margin[i], noise[i]);
+    }
+    return median;
+}
+
+/* Queues the step that draws token `step` (from 1) of all sequences out of the one before, which is
+ * still on the device. */
+static void queue_step(struct runner *r, const struct expected *e, int32_t n_seqs, int32_t step,
+                       struct sampling_result *results)
+{
+    struct batch *batch = r->batch[step % 2];
+    int32_t pending = -1;
+
+    batch_clear(batch);
+    for (int32_t s = 0; s < n_seqs; s++) {
+        struct batch_seq seq = {
+            .slot = s, .n_rows = 1, .kv_len = e->n_prompt + step, .absorbed = 1, .wants_logits = 1};
+        batch_add(batch, seq, &pending, r->pages[s], step);
+    }
+    r->be->ops->sample(r->be, model_forward(r->model, batch), NULL, results);
+}
+
+/* Greedy decoding of n_seqs copies of the prompt with one step of look-ahead. */
+static void check_free(struct runner *r, struct runner *cpu, const struct expected *e,
+                       int32_t n_seqs, double noise, const char *name)
+{
+    struct sampling_params greedy = {.top_p = 1, .repetition_penalty = 1};
+    struct sampling_result results[2][SEQS];
+    int32_t drawn[SEQS][MAX_TOKENS];
+    int32_t vocab = r->config.vocab_size;
+    struct error err;
+
+    for (int32_t s = 0; s < n_seqs; s++) {
+        struct batch_seq seq = {
+            .slot = s, .n_rows = e->n_prompt, .kv_len = e->n_prompt, .wants_logits = 1};
+        r->be->ops->sampler_open(r->be, s, &greedy, NULL, 0);
+        batch_clear(r->batch[0]);
+        batch_add(r->batch[0], seq, e->tokens, r->pages[s], 0);
+        r->be->ops->sample(r->be, model_forward(r->model, r->batch[0]), NULL, results[0] + s);
+        must(r->be->ops->finish(r->be, &err) == 0, "prompt", &err);
+        drawn[s][0] = results[0][s].token;
+    }
+    queue_step(r, e, n_seqs, 1, results[1]);
+    for (int32_t i = 1; i < e->n_greedy; i++) {
+        if (i + 1 < e->n_greedy)
+            queue_step(r, e, n_seqs, i + 1, results[(i + 1) % 2]);
+        must(r->be->ops->finish(r->be, &err) == 0, "step", &err);
+        for (int32_t s = 0; s < n_seqs; s++)
+            drawn[s][i] = results[i % 2][s].token;
+    }
+
+    int32_t same = e->n_greedy;
+    for (int32_t s = 0; s < n_seqs; s++) {
+        int32_t i = 0;
+        while (i < e->n_greedy && drawn[s][i] == e->tokens[e->n_prompt + i])
+            i++;
+        same = i < same ? i : same;
+        if (i == e->n_greedy)
+            continue;
+        /* Where it leaves the reference, the reference must have been in doubt. */
+        run(r, e->tokens, 0, e->n_prompt, false);
+        const float *got = r->logits, *reference = cpu->logits;
+        for (int32_t t = e->n_prompt; t < e->n_prompt + i; t++)
+            run(r, e->tokens, t, t + 1, true);
+        run(cpu, e->tokens, 0, e->n_prompt + i, false);
+        double margin = (double)reference[e->tokens[e->n_prompt + i]] - reference[drawn[s][i]];
+        if (margin <= MARGIN * noise * deviation(reference, vocab) ||
+            row_noise(got, reference, vocab) > REROUTED * noise)
+            continue;
+        failures++;
+        printf("\n%s: of %d, sequence %d leaves at token %d by a margin of %.3g, noise %.3g\n",
+               name, n_seqs, s, i, margin, noise);
+    }
+    printf("; %d x %d tokens equal", n_seqs, same);
+}
+
+static void check_checkpoint(const char *checkpoint, const char *vectors)
+{
+    struct runner gpu = open_model(checkpoint, true);
+    struct runner cpu = open_model(checkpoint, false);
+    struct expected e = read_expected(vectors);
+
+    check_prompt(&gpu, &e, vectors);
+    double noise = check_forced(&gpu, &cpu, &e, vectors);
+    check_free(&gpu, &cpu, &e, 1, noise, vectors);
+    check_free(&gpu, &cpu, &e, 3, noise, vectors);
+    check_free(&gpu, &cpu, &e, SEQS, noise, vectors);
+    printf("\n");
+    free(e.logits);
+    close_model(&gpu);
+    close_model(&cpu);
+}
+
+/* With an argument, the demo model alone (for slow tools). */
+int main(int argc, char **argv)
+{
+    static const char *const tiny[] = {
+        "v2_lite", "v2_group_yarn_bf16", "v2_all_moe",    "v3_group_yarn", "v3_moonlight_f16",
+        "v3_fp8",  "v3_bias_tied",       "v3_dense_long", "v3_yarn_ratio",
+    };
+
+    (void)argv;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    check_checkpoint("model/demo", "tests/vectors/demo");
+    kv_dtype = DTYPE_F8_E4M3;
+    if (argc == 1)
+        check_checkpoint("model/demo", "tests/vectors/demo");
+    kv_dtype = DTYPE_BF16;
+    for (size_t i = 0; argc == 1 && i < sizeof(tiny) / sizeof(tiny[0]); i++) {
+        char *dir = path_join("tests/vectors/tiny", tiny[i]);
+        check_checkpoint(dir, dir);
+        free(dir);
+    }
+    printf(failures ? "%d FAILED\n" : "all within the noise\n", failures);
+    return failures != 0;
+}
