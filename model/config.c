@@ -41,6 +41,8 @@ struct graph {
     bool router_bias;            /* has e_score_correction_bias */
     bool reads_norm_topk_prob;   /* or else weights are never normalised */
     bool reads_rope_interleave;  /* or else pairs are always interleaved */
+    bool reads_mlp_layer_types;  /* which, where they are there, say what layers are MoE */
+    bool tie_embeddings;
     int32_t first_k_dense_replace, n_shared_experts, n_group, topk_group;
     double routed_scaling_factor;
 };
@@ -70,6 +72,28 @@ static const struct graph graph_v3 = {
     .routed_scaling_factor = 2.5,
 };
 
+/* GLM-4.7-Flash: its layers are DeepSeek-V3's. */
+static const struct graph graph_glm4_moe_lite = {
+    .scoring = ROUTER_SIGMOID,
+    .scoring_func = {"sigmoid"},
+    .topk_methods = {"noaux_tc"},
+    .router_bias = true,
+    .reads_norm_topk_prob = true,
+    .reads_rope_interleave = true,
+    .reads_mlp_layer_types = true,
+    .first_k_dense_replace = 1,
+    .n_shared_experts = 1,
+    .n_group = 1,
+    .topk_group = 1,
+    .routed_scaling_factor = 1.8,
+};
+
+/* Youtu-LLM: the same attention, and no experts. */
+static const struct graph graph_youtu = {
+    .reads_rope_interleave = true,
+    .tie_embeddings = true,
+};
+
 static const struct family {
     const char *model_type;
     const char *architecture;
@@ -79,6 +103,9 @@ static const struct family {
     {"deepseek_v3", "DeepseekV3ForCausalLM", &graph_v3},
     {"kimi_k2", "DeepseekV3ForCausalLM", &graph_v3},
     {"joyai_llm_flash", "DeepseekV3ForCausalLM", &graph_v3},
+    {"glm4_moe_lite", "Glm4MoeLiteForCausalLM", &graph_glm4_moe_lite},
+    {"youtu", "YoutuForCausalLM", &graph_youtu},
+    {"youtu_llm", "YoutuForCausalLM", &graph_youtu},
 };
 
 enum { N_FAMILIES = sizeof(families) / sizeof(*families) };
@@ -98,8 +125,7 @@ static void refuse_family(const struct keys *k, const char *type, const char *ar
 
     buffer_init(&supported, sizeof(k->err->message));
     for (size_t i = 0; i < N_FAMILIES; i++)
-        buffer_printf(&supported, "%s%s (%s)", i ? ", " : "", families[i].model_type,
-                      families[i].architecture);
+        buffer_printf(&supported, "%s%s", i ? ", " : "", families[i].model_type);
     error_set(k->err, "%s: model type \"%.64s\"%s%.64s is not supported; supported are %s", k->file,
               type, architecture ? " with architecture " : "", architecture ? architecture : "",
               supported.data);
@@ -128,7 +154,7 @@ static const struct family *find_family(const struct keys *k)
     return NULL;
 }
 
-static int read_shape(const struct keys *k, struct model_config *c)
+static int read_shape(const struct keys *k, const struct graph *graph, struct model_config *c)
 {
     static const char *const activations[] = {"silu", NULL};
     const char *activation;
@@ -142,7 +168,7 @@ static int read_shape(const struct keys *k, struct model_config *c)
         keys_int(k, "max_position_embeddings", 1, MAX_POSITIONS, &c->max_positions) ||
         keys_number_or(k, "rms_norm_eps", 1e-6, 1e-12, 0.1, &eps) ||
         keys_choice_or(k, "hidden_act", "silu", activations, &activation) ||
-        keys_bool_or(k, "tie_word_embeddings", false, &c->tie_embeddings) ||
+        keys_bool_or(k, "tie_word_embeddings", graph->tie_embeddings, &c->tie_embeddings) ||
         keys_bool_or(k, "attention_bias", false, &c->attention_bias) ||
         keys_bool_or(k, "mlp_bias", false, &mlp_bias))
         return -1;
@@ -291,6 +317,26 @@ static int read_router(const struct keys *k, const struct graph *graph, struct m
     return check_groups(k, router);
 }
 
+/* "mlp_layer_types": "dense" or "sparse" for each layer; absent, the layers stay as they are. */
+static int read_layer_types(const struct keys *k, struct model_config *c)
+{
+    const struct json *list = json_get(k->object, "mlp_layer_types");
+    const struct json *type = json_is(list, JSON_ARRAY) ? json_first(list) : NULL;
+    static const char *const wanted = "\"dense\" or \"sparse\" for each layer";
+
+    if (!keys_present(k, "mlp_layer_types"))
+        return 0;
+    if (!json_is(list, JSON_ARRAY) || json_count(list) != (size_t)c->layers)
+        return keys_refuse(k, "mlp_layer_types", wanted);
+    for (int i = 0; i < c->layers; i++, type = json_next(type)) {
+        const char *text = json_is(type, JSON_STRING) ? json_string(type) : "";
+        c->is_moe[i] = strcmp(text, "sparse") == 0;
+        if (!c->is_moe[i] && strcmp(text, "dense") != 0)
+            return keys_refuse(k, "mlp_layer_types", wanted);
+    }
+    return 0;
+}
+
 /* Which layers are mixtures of experts. transformers ignores moe_layer_freq; DeepSeek's code has
  * it, and released checkpoints set it to 1. */
 static int read_moe(const struct keys *k, const struct graph *graph, struct model_config *c)
@@ -302,10 +348,12 @@ static int read_moe(const struct keys *k, const struct graph *graph, struct mode
                     &first) ||
         keys_int_or(k, "moe_layer_freq", 1, 1, MODEL_MAX_LAYERS, &every))
         return -1;
-    for (int i = first; i < c->layers && c->router.experts > 0; i++) {
+    for (int i = first; i < c->layers && c->router.experts > 0; i++)
         c->is_moe[i] = i % every == 0;
+    if (graph->reads_mlp_layer_types && c->router.experts > 0 && read_layer_types(k, c))
+        return -1;
+    for (int i = 0; i < c->layers; i++)
         n_moe += c->is_moe[i];
-    }
     if (n_moe == 0) {
         c->router = (struct router_config){0};
         return 0;
@@ -412,7 +460,7 @@ static int read_config(struct model_config *c, const struct keys *k)
     if (!family)
         return -1;
     snprintf(c->model_type, sizeof(c->model_type), "%s", family->model_type);
-    if (read_shape(k, c) || read_attention(k, c) || read_rope(k, family->graph, c) ||
+    if (read_shape(k, family->graph, c) || read_attention(k, c) || read_rope(k, family->graph, c) ||
         read_moe(k, family->graph, c) || read_quantization(k, c) || read_eos(k, c))
         return -1;
     return keys_int_or(k, "bos_token_id", -1, 0, c->vocab_size - 1, &c->bos);
@@ -466,18 +514,29 @@ static int load_file(struct model_config *c, const char *path,
     return rc;
 }
 
-int model_config_load(struct model_config *config, const char *dir, struct error *err)
+static const struct model_config NOTHING_SAID = {
+    .default_temperature = 1, .default_top_p = 1, .default_repetition_penalty = 1};
+
+static int load_folder(struct model_config *config, const char *dir, struct error *err)
 {
     char *main_path = path_join(dir, "config.json");
     char *generation_path = path_join(dir, "generation_config.json");
     int rc;
 
-    *config = (struct model_config){
-        .default_temperature = 1, .default_top_p = 1, .default_repetition_penalty = 1};
     rc = load_file(config, main_path, read_config, err);
     if (rc == 0 && file_exists(generation_path))
         rc = load_file(config, generation_path, read_generation_config, err);
     free(main_path);
     free(generation_path);
     return rc;
+}
+
+int model_config_load(struct model_config *config, const char *path, struct error *err)
+{
+    size_t len = strlen(path);
+
+    *config = NOTHING_SAID;
+    if (len > 5 && strcmp(path + len - 5, ".json") == 0)
+        return load_file(config, path, read_config, err);
+    return load_folder(config, path, err);
 }

@@ -46,6 +46,7 @@ struct model_config {
     float default_repetition_penalty; /* 1 */
 };
 
-/* Reads `dir`/config.json and, when there, `dir`/generation_config.json. An unknown architecture, a
- * missing key or a value out of range is an error whose sentence names file, key and value. */
-int model_config_load(struct model_config *config, const char *dir, struct error *err);
+/* Reads `path`/config.json and, when there, `path`/generation_config.json; or `path` itself when it
+ * ends in ".json". An unknown architecture, a missing key or a value out of range is an error whose
+ * sentence names file, key and value. */
+int model_config_load(struct model_config *config, const char *path, struct error *err);

@@ -1,9 +1,19 @@
-/* FP8 weights that share a scale in blocks, to 32-bit floats. */
+/* FP8 weights that share a scale in blocks, to wider floats. */
 #pragma once
+
+#include "kernels/tensor.h"
 
 #include <stdint.h>
 
-/* out (rows, cols) = in * scale of its block, computed in float. Each `block_rows` x `block_cols`
- * block has one scale; scales (ceil(rows / block_rows), ceil(cols / block_cols)). */
-void dequant_fp8_blocks(float *out, const uint8_t *in, const float *scales, int64_t rows,
-                        int64_t cols, const int32_t block[2]);
+/* A matrix of E4M3 values. Each block[0] x block[1] block of it has one scale; scales
+ * (ceil(all rows / block[0]), ceil(cols / block[1])). */
+struct fp8_matrix {
+    const float *scales;
+    int64_t cols;
+    int32_t block[2];
+};
+
+/* out (rows, cols) = in * scale, for the rows from `first_row` on, which stand at `in`. Computed in
+ * float; `dtype` of `out` is F32, or BF16, to which it is rounded (nearest, ties to even). */
+void dequant_fp8_rows(void *out, enum dtype dtype, const uint8_t *in, const struct fp8_matrix *m,
+                      int64_t first_row, int64_t rows);

@@ -12,21 +12,18 @@
 
 /* Rows of activations: T of the batch, or R of its logit rows. */
 struct step {
-    struct tensor x;                      /* (T, d) residual stream */
-    struct tensor h;                      /* (T, d) normalised input of a block */
-    struct tensor y;                      /* (T, d) output of a block */
-    struct tensor q_a, q_a_norm;          /* (T, q_lora_rank) */
-    struct tensor q;                      /* (T, H * (nope + rope)) */
-    struct tensor kv;                     /* (T, kv_lora_rank + rope) */
-    struct tensor attn;                   /* (T, H * v) */
-    struct tensor gate, up;               /* (T, i) dense FFN */
-    struct tensor shared_gate, shared_up; /* (T, i) shared experts */
-    struct tensor shared;                 /* (T, d) shared experts' output */
-    struct tensor router;                 /* (T, experts) F32 */
-    struct tensor expert_ids;             /* (T, top_k) I32 */
-    struct tensor expert_weights;         /* (T, top_k) F32 */
-    struct tensor last, last_norm;        /* (R, d) */
-    struct tensor logits;                 /* (R, V) F32 */
+    struct tensor x;               /* (T, d) residual stream */
+    struct tensor h;               /* (T, d) normalised input of a block */
+    struct tensor q_a, q_a_norm;   /* (T, q_lora_rank) */
+    struct tensor q;               /* (T, H * (nope + rope)) */
+    struct tensor kv;              /* (T, kv_lora_rank + rope) */
+    struct tensor attn;            /* (T, H * v) */
+    struct tensor hidden;          /* (T, i) dense FFN */
+    struct tensor router;          /* (T, experts) F32 */
+    struct tensor expert_ids;      /* (T, top_k) I32 */
+    struct tensor expert_weights;  /* (T, top_k) F32 */
+    struct tensor last, last_norm; /* (R, d) */
+    struct tensor logits;          /* (R, V) F32 */
 };
 
 enum { N_ACTIVATIONS = sizeof(struct step) / sizeof(struct tensor) };
@@ -39,7 +36,7 @@ struct model {
     struct step memory;                       /* at full size */
 };
 
-static const struct tensor NO_BIAS;
+static const struct tensor NONE;
 
 struct model *model_load(const char *dir, const struct model_config *config, struct backend *be,
                          const atomic_int *cancel, struct error *err)
@@ -48,18 +45,24 @@ struct model *model_load(const char *dir, const struct model_config *config, str
 
     model->config = *config;
     model->be = be;
-    if (weights_load(&model->weights, config, dir, be, cancel, err)) {
+    if (dir ? weights_load(&model->weights, config, dir, be, cancel, err)
+            : weights_random(&model->weights, config, be, cancel, err)) {
         free(model);
         return NULL;
     }
     return model;
 }
 
+uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes)
+{
+    return weights_bytes(config, matrix_bytes);
+}
+
 size_t model_kv_token_bytes(const struct model_config *config, enum dtype kv_dtype)
 {
-    size_t width = (size_t)(config->mla.kv_lora_rank + config->mla.rope_dim);
+    size_t elements = (size_t)kv_row_elements(&config->mla, kv_dtype);
 
-    return width * dtype_size(kv_dtype) * (size_t)config->layers;
+    return elements * dtype_size(kv_dtype) * (size_t)config->layers;
 }
 
 /* A (rows, columns) activation; none when it has no columns. */
@@ -89,17 +92,12 @@ static int alloc_activations(struct model *model, struct batch_limits limits, st
     } wanted[] = {
         {&m->x, act, rows, d},
         {&m->h, act, rows, d},
-        {&m->y, act, rows, d},
         {&m->q_a, act, rows, c->q_lora_rank},
         {&m->q_a_norm, act, rows, c->q_lora_rank},
         {&m->q, act, rows, heads * (c->mla.nope_dim + c->mla.rope_dim)},
         {&m->kv, act, rows, c->mla.kv_lora_rank + c->mla.rope_dim},
         {&m->attn, act, rows, heads * c->mla.v_dim},
-        {&m->gate, act, rows, c->dense_intermediate},
-        {&m->up, act, rows, c->dense_intermediate},
-        {&m->shared_gate, act, rows, c->shared_intermediate},
-        {&m->shared_up, act, rows, c->shared_intermediate},
-        {&m->shared, act, rows, c->shared_intermediate ? d : 0},
+        {&m->hidden, act, rows, c->dense_intermediate},
         {&m->router, DTYPE_F32, rows, c->router.experts},
         {&m->expert_ids, DTYPE_I32, rows, top_k},
         {&m->expert_weights, DTYPE_F32, rows, top_k},
@@ -115,25 +113,6 @@ static int alloc_activations(struct model *model, struct batch_limits limits, st
     return 0;
 }
 
-int model_reserve(struct model *model, struct batch_limits limits, int32_t kv_pages,
-                  struct error *err)
-{
-    if (limits.max_logits == 0)
-        limits.max_logits = limits.max_seqs;
-
-    const struct model_config *c = &model->config;
-    int64_t width = c->mla.kv_lora_rank + c->mla.rope_dim;
-    int64_t shape[] = {kv_pages, KV_PAGE_TOKENS, width};
-
-    for (int i = 0; i < c->layers; i++)
-        if (model->be->ops->alloc(model->be, &model->kv_cache[i], model->be->kv_dtype, 3, shape,
-                                  err))
-            return -1;
-    if (alloc_activations(model, limits, err))
-        return -1;
-    return model->be->ops->reserve(model->be, &c->mla, &c->router, c->moe_intermediate, err);
-}
-
 void model_free(struct model *model)
 {
     struct tensor *activations = (struct tensor *)&model->memory;
@@ -146,8 +125,8 @@ void model_free(struct model *model)
     free(model);
 }
 
-/* The activations cut to the rows of a batch. */
-static struct step step_views(const struct model *model, const struct batch *batch)
+/* The activations cut to a number of rows and of logit rows. */
+static struct step step_views(const struct model *model, int32_t rows, int32_t logit_rows)
 {
     struct step s = model->memory;
     struct tensor *views = (struct tensor *)&s;
@@ -155,12 +134,26 @@ static struct step step_views(const struct model *model, const struct batch *bat
     for (int i = 0; i < N_ACTIVATIONS; i++) {
         bool of_logits = &views[i] >= &s.last;
         if (views[i].data)
-            views[i] = tensor_rows(views[i], of_logits ? batch->n_logits : batch->n_rows);
+            views[i] = tensor_rows(views[i], of_logits ? logit_rows : rows);
     }
     return s;
 }
 
-/* y = attention of h (DeepSeek-V2, section 2.1); writes the rows' latents to the layer's cache. */
+/* out = x weight^T + bias. */
+static void linear(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
+                   struct tensor bias)
+{
+    be->ops->linear(be, x, &(struct linear_part){out, weight, bias, NONE}, 1);
+}
+
+/* sum += x weight^T + bias. */
+static void linear_add(struct backend *be, struct tensor sum, struct tensor x, struct tensor weight,
+                       struct tensor bias)
+{
+    be->ops->linear(be, x, &(struct linear_part){sum, weight, bias, sum}, 1);
+}
+
+/* x += attention of h (DeepSeek-V2, section 2.1); writes the rows' latents to the layer's cache. */
 static void attention(struct model *model, const struct step *s, int layer)
 {
     const struct model_config *c = &model->config;
@@ -168,72 +161,125 @@ static void attention(struct model *model, const struct step *s, int layer)
     struct backend *be = model->be;
     const struct backend_ops *op = be->ops;
     struct mla_layer mla = {.shape = c->mla, .kv_b = w->kv_b, .kv_cache = model->kv_cache[layer]};
+    struct linear_part down[] = {{s->kv, w->kv_a, w->kv_a_bias, NONE},
+                                 {s->q_a, w->q_a, w->q_a_bias, NONE}};
+    struct linear_part direct[] = {down[0], {s->q, w->q, NONE, NONE}};
 
+    op->linear(be, s->h, c->q_lora_rank ? down : direct, 2);
     if (c->q_lora_rank) {
-        op->linear(be, s->q_a, s->h, w->q_a, w->q_a_bias);
         op->rmsnorm(be, s->q_a_norm, s->q_a, w->q_a_norm, c->lora_norm_eps);
-        op->linear(be, s->q, s->q_a_norm, w->q, NO_BIAS);
-    } else {
-        op->linear(be, s->q, s->h, w->q, NO_BIAS);
+        linear(be, s->q, s->q_a_norm, w->q, NONE);
     }
-    op->linear(be, s->kv, s->h, w->kv_a, w->kv_a_bias);
     op->rope_kv_write(be, s->q, s->kv, &mla, w->kv_a_norm, c->lora_norm_eps, &c->rope);
     op->mla_prefill(be, s->attn, s->q, &mla);
     op->mla_decode(be, s->attn, s->q, &mla);
-    op->linear(be, s->y, s->attn, w->o, w->o_bias);
+    linear_add(be, s->x, s->attn, w->o, w->o_bias);
 }
 
-/* out = down(silu(gate h) * up h). */
-static void swiglu_ffn(struct model *model, const struct layer_weights *w, struct tensor out,
-                       struct tensor h, struct tensor gate, struct tensor up)
+/* x += down(silu(gate h) * up h). */
+static void dense_ffn(struct model *model, const struct step *s, const struct layer_weights *w)
 {
     struct backend *be = model->be;
 
-    be->ops->linear(be, gate, h, w->gate, NO_BIAS);
-    be->ops->linear(be, up, h, w->up, NO_BIAS);
-    be->ops->swiglu(be, gate, up);
-    be->ops->linear(be, out, gate, w->down, NO_BIAS);
+    be->ops->gated(be, s->hidden, s->h, w->gate, w->up);
+    linear_add(be, s->x, s->hidden, w->down, NONE);
 }
 
-/* y = routed experts of h, plus the shared ones. */
+/* x += routed experts of h, and the shared ones. */
 static void moe_ffn(struct model *model, const struct step *s, const struct layer_weights *w)
 {
     struct backend *be = model->be;
     const struct backend_ops *op = be->ops;
+    struct ffn_weights shared = {w->gate, w->up, w->down};
 
-    op->linear(be, s->router, s->h, w->router, NO_BIAS);
+    linear(be, s->router, s->h, w->router, NONE);
     op->route(be, s->expert_ids, s->expert_weights, s->router, w->router_bias,
               &model->config.router);
-    op->moe(be, s->y, s->h, s->expert_ids, s->expert_weights, &w->experts);
-    if (w->gate.data) {
-        swiglu_ffn(model, w, s->shared, s->h, s->shared_gate, s->shared_up);
-        op->add(be, s->y, s->shared);
+    op->moe(be, s->x, s->h, s->expert_ids, s->expert_weights, &w->experts,
+            w->gate.data ? &shared : NULL);
+}
+
+/* The whole transformer, from the batch's tokens to s->logits. */
+static void forward(struct model *model, const struct step *s)
+{
+    const struct model_config *c = &model->config;
+    const struct model_weights *w = &model->weights;
+    struct backend *be = model->be;
+    const struct backend_ops *op = be->ops;
+
+    op->embed(be, s->x, w->embed, 1.0f);
+    for (int i = 0; i < c->layers; i++) {
+        op->rmsnorm(be, s->h, s->x, w->layers[i].input_norm, c->rms_norm_eps);
+        attention(model, s, i);
+        op->rmsnorm(be, s->h, s->x, w->layers[i].post_norm, c->rms_norm_eps);
+        if (c->is_moe[i])
+            moe_ffn(model, s, &w->layers[i]);
+        else
+            dense_ffn(model, s, &w->layers[i]);
     }
+    op->gather_logit_rows(be, s->last, s->x);
+    op->rmsnorm(be, s->last_norm, s->last, w->final_norm, c->rms_norm_eps);
+    linear(be, s->logits, s->last_norm, w->lm_head, NONE);
 }
 
 struct tensor model_forward(struct model *model, const struct batch *batch)
 {
-    const struct model_config *c = &model->config;
-    const struct model_weights *w = &model->weights;
-    struct step s = step_views(model, batch);
-    struct backend *be = model->be;
-    const struct backend_ops *op = be->ops;
+    struct step s = step_views(model, batch->n_rows, batch->n_logits);
 
-    op->begin(be, batch);
-    op->embed(be, s.x, w->embed, 1.0f);
-    for (int i = 0; i < c->layers; i++) {
-        op->rmsnorm(be, s.h, s.x, w->layers[i].input_norm, c->rms_norm_eps);
-        attention(model, &s, i);
-        op->add(be, s.x, s.y);
-        op->rmsnorm(be, s.h, s.x, w->layers[i].post_norm, c->rms_norm_eps);
-        if (c->is_moe[i])
-            moe_ffn(model, &s, &w->layers[i]);
-        else
-            swiglu_ffn(model, &w->layers[i], s.y, s.h, s.gate, s.up);
-        op->add(be, s.x, s.y);
-    }
-    op->gather_logit_rows(be, s.last, s.x);
-    op->rmsnorm(be, s.last_norm, s.last, w->final_norm, c->rms_norm_eps);
-    op->linear(be, s.logits, s.last_norm, w->lm_head, NO_BIAS);
+    if (model->be->ops->begin(model->be, batch) == 0)
+        forward(model, &s);
     return s.logits;
+}
+
+/* Records the decode steps that the backend wants to have as graphs. */
+static int capture(struct model *model, struct error *err)
+{
+    const struct backend_ops *op = model->be->ops;
+    int32_t rows;
+
+    for (int32_t graph = 0; (rows = op->capture_begin(model->be, graph)) > 0; graph++) {
+        struct step s = step_views(model, rows, rows);
+        forward(model, &s);
+        if (op->capture_end(model->be, err))
+            return -1;
+    }
+    return 0;
+}
+
+int model_reserve(struct model *model, struct batch_limits limits, struct error *err)
+{
+    if (limits.max_logits == 0)
+        limits.max_logits = limits.max_seqs;
+
+    const struct model_config *c = &model->config;
+    struct backend_shapes shapes = {.hidden_size = c->hidden_size,
+                                    .mla = c->mla,
+                                    .router = c->router,
+                                    .moe_intermediate = c->moe_intermediate,
+                                    .shared_intermediate = c->shared_intermediate};
+
+    if (alloc_activations(model, limits, err))
+        return -1;
+    return model->be->ops->reserve(model->be, &shapes, err);
+}
+
+int model_open_cache(struct model *model, int32_t kv_pages, struct error *err)
+{
+    const struct model_config *c = &model->config;
+    int64_t shape[] = {kv_pages, KV_PAGE_TOKENS, kv_row_elements(&c->mla, model->be->kv_dtype)};
+
+    for (int i = 0; i < c->layers; i++)
+        if (model->be->ops->alloc(model->be, &model->kv_cache[i], model->be->kv_dtype, 3, shape,
+                                  err))
+            return -1;
+    return capture(model, err);
+}
+
+void model_randomize_cache(struct model *model)
+{
+    struct backend *be = model->be;
+    struct error err;
+
+    for (int i = 0; i < model->config.layers && be->kv_dtype != DTYPE_F8_E4M3; i++)
+        be->ops->fill_random(be, &model->kv_cache[i], (uint64_t)i + 1, 1, &err);
 }

@@ -456,13 +456,21 @@ int safetensors_info(const struct safetensors *st, const char *name, struct tens
     return 0;
 }
 
-int safetensors_read(const struct safetensors *st, const char *name, void *out, struct error *err)
+int safetensors_read_part(const struct safetensors *st, const char *name, uint64_t first,
+                          size_t len, void *out, struct error *err)
 {
     const struct entry *e = find_readable(st, name, err);
 
     if (!e)
         return -1;
+    ASSERT(first <= e->end - e->begin && len <= e->end - e->begin - first);
     const struct shard *shard = &st->shards[e->shard];
-    return file_pread(shard->fd, shard->path, out, e->end - e->begin, shard->data_at + e->begin,
-                      err);
+    return file_pread(shard->fd, shard->path, out, len, shard->data_at + e->begin + first, err);
+}
+
+int safetensors_read(const struct safetensors *st, const char *name, void *out, struct error *err)
+{
+    const struct entry *e = find_readable(st, name, err);
+
+    return e ? safetensors_read_part(st, name, 0, e->end - e->begin, out, err) : -1;
 }

@@ -27,3 +27,7 @@ int safetensors_info(const struct safetensors *st, const char *name, struct tens
 
 /* Reads a tensor's bytes into `out` (tensor_bytes of its info). */
 int safetensors_read(const struct safetensors *st, const char *name, void *out, struct error *err);
+
+/* Reads `len` of its bytes from `first` on; they must be in it (asserted). */
+int safetensors_read_part(const struct safetensors *st, const char *name, uint64_t first,
+                          size_t len, void *out, struct error *err);

@@ -1,27 +1,34 @@
-/* Names of a checkpoint, their shapes, and what is done to a tensor on its way to the backend.
+/* How weights get to the backend.
  *
- * One tensor at a time goes through `staging` on the host: read in the file's dtype, or read into
- * `raw` and converted to F32 when it is FP8 or the forward pass wants F32. The experts of a layer
- * go as one block, (experts, rows, cols), put together in `staging`. Both buffers grow to the
- * largest tensor and are kept until the end. Tensors that the graph has no place for (the
- * multi-token prediction layer after the last, rotary inv_freq) are never looked at. */
+ * Every tensor is first looked up and checked, then takes its memory on the backend. Then threads
+ * take pieces of tensors, whole rows of at most STAGE_BYTES, off one list: read a piece into the
+ * thread's staging memory (page-locked where that makes copies fast), upload it, take the next one.
+ * While one thread's piece is copied the others read. FP8 is multiplied out by the thread that read
+ * it. Tensors that the graph has no place for (the multi-token prediction layer after the last,
+ * rotary inv_freq) are never looked at. */
 #include "model/weights.h"
 
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "kernels/widen.h"
 #include "model/dequant.h"
 #include "model/safetensors.h"
+#include "model/weight_list.h"
 
-#include <stdarg.h>
+#include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { PART_MAX_BYTES = 64, NAME_MAX_BYTES = 96, SHAPE_TEXT_BYTES = 96 };
+enum { STAGE_BYTES = 8 << 20, MAX_READERS = 16, SHAPE_TEXT_BYTES = 96 };
 
-struct scratch {
-    void *data;
-    size_t size;
+/* Rows of a tensor that are read in one go. */
+struct piece {
+    int32_t item, expert;
+    int64_t first_row, rows;
 };
 
 struct loader {
@@ -29,22 +36,30 @@ struct loader {
     struct safetensors *st;
     struct backend *be;
     const atomic_int *cancel;
+    struct weight_list list;
+    struct piece *pieces;
+    int64_t n_pieces;
+
+    /* The threads'. */
+    _Atomic int64_t next;       /* piece to take */
+    _Atomic int64_t bytes_read; /* of the files */
+    atomic_int failed;
+    pthread_mutex_t lock; /* of the error */
     struct error *err;
-    struct scratch staging, raw, scales;
 };
 
-/* How a tensor is handed to the backend. */
-enum keep { KEEP_DTYPE, KEEP_AS_F32 };
+/* One thread's memory. */
+struct reader {
+    struct loader *l;
+    pthread_t thread;
+    void *stage; /* STAGE_BYTES */
+    void *raw;   /* an FP8 piece as it is stored, or the scales as they are; grows */
+    size_t raw_size;
+    float *scales;
+    size_t scales_size;
+};
 
-static void *scratch_of(struct scratch *s, size_t size)
-{
-    if (s->size < size) {
-        free(s->data); /* its contents need not be copied */
-        s->data = mem_alloc(size);
-        s->size = size;
-    }
-    return s->data;
-}
+/* ---- looking tensors up ------------------------------------------------------------------- */
 
 static const char *shape_text(char out[SHAPE_TEXT_BYTES], const struct tensor *t)
 {
@@ -57,269 +72,369 @@ static const char *shape_text(char out[SHAPE_TEXT_BYTES], const struct tensor *t
     return out;
 }
 
+static bool cancelled(const atomic_int *cancel)
+{
+    return cancel && atomic_load(cancel);
+}
+
 /* Looks the tensor up; its shape must be that of `want`. */
 static int find_tensor(const struct loader *l, const char *name, const struct tensor *want,
-                       struct tensor *info)
+                       struct tensor *info, struct error *err)
 {
     char expected[SHAPE_TEXT_BYTES], found[SHAPE_TEXT_BYTES];
     bool same;
 
-    if (l->cancel && *l->cancel)
-        return error_set(l->err, "loading the model was cancelled");
-    if (safetensors_info(l->st, name, info, l->err))
+    if (safetensors_info(l->st, name, info, err))
         return -1;
     same = info->rank == want->rank;
     for (int i = 0; same && i < want->rank; i++)
         same = info->shape[i] == want->shape[i];
     if (!same)
-        return error_set(l->err, "%s: tensor \"%s\" must have shape %s by config.json, found %s",
+        return error_set(err, "%s: tensor \"%s\" must have shape %s by config.json, found %s",
                          safetensors_file(l->st, name), name, shape_text(expected, want),
                          shape_text(found, info));
     if (info->dtype == DTYPE_I32 || info->dtype == DTYPE_I64)
-        return error_set(l->err, "%s: tensor \"%s\" holds whole numbers, not floats",
+        return error_set(err, "%s: tensor \"%s\" holds whole numbers, not floats",
                          safetensors_file(l->st, name), name);
     return 0;
 }
 
-/* Reads any float tensor but FP8 into `out` as F32. */
-static int read_widened(struct loader *l, const char *name, const struct tensor *info, float *out)
+/* The block scales "X_scale_inv" of an FP8 matrix "X". */
+static int find_scales(const struct loader *l, const char *name, const struct tensor *info,
+                       char scale_name[WEIGHT_NAME_BYTES + 16], struct tensor *scales,
+                       struct error *err)
 {
-    if (info->dtype == DTYPE_F32)
-        return safetensors_read(l->st, name, out, l->err);
-    void *raw = scratch_of(&l->raw, tensor_bytes(info));
-    if (safetensors_read(l->st, name, raw, l->err))
-        return -1;
-    widen_to_f32(out, raw, info->dtype, tensor_elements(info));
-    return 0;
-}
-
-/* Reads an FP8 matrix "X" and its block scales "X_scale_inv" into `out` as F32. */
-static int read_fp8(struct loader *l, const char *name, const struct tensor *info, float *out)
-{
-    const int32_t *block = l->config->quant_block;
-    char scale_name[NAME_MAX_BYTES + 16];
-    struct tensor want = {.rank = 2}, scale_info;
+    struct tensor want = {.rank = 2};
 
     if (l->config->quantization != QUANT_FP8_BLOCK || info->rank != 2)
         return error_set(
-            l->err, "%s: tensor \"%s\" is F8_E4M3, but %s", safetensors_file(l->st, name), name,
+            err, "%s: tensor \"%s\" is F8_E4M3, but %s", safetensors_file(l->st, name), name,
             info->rank != 2 ? "only matrices can be" : "config.json has no quantization_config");
-    snprintf(scale_name, sizeof(scale_name), "%s_scale_inv", name);
+    snprintf(scale_name, WEIGHT_NAME_BYTES + 16, "%s_scale_inv", name);
     for (int i = 0; i < 2; i++)
-        want.shape[i] = (info->shape[i] + block[i] - 1) / block[i];
-    if (find_tensor(l, scale_name, &want, &scale_info))
-        return error_prefix(l->err, "the scales of an FP8 tensor");
-    if (scale_info.dtype == DTYPE_F8_E4M3)
-        return error_set(l->err, "%s: tensor \"%s\" can't be F8_E4M3 itself",
+        want.shape[i] =
+            (info->shape[i] + l->config->quant_block[i] - 1) / l->config->quant_block[i];
+    if (find_tensor(l, scale_name, &want, scales, err))
+        return error_prefix(err, "the scales of an FP8 tensor");
+    if (scales->dtype == DTYPE_F8_E4M3)
+        return error_set(err, "%s: tensor \"%s\" can't be F8_E4M3 itself",
                          safetensors_file(l->st, scale_name), scale_name);
-    float *scales = scratch_of(&l->scales, (size_t)tensor_elements(&want) * sizeof(float));
-    if (read_widened(l, scale_name, &scale_info, scales))
-        return -1;
-    void *raw = scratch_of(&l->raw, tensor_bytes(info));
-    if (safetensors_read(l->st, name, raw, l->err))
-        return -1;
-    dequant_fp8_blocks(out, raw, scales, info->shape[0], info->shape[1], block);
     return 0;
 }
 
-/* Reads a tensor into `out` as `dtype`: its own, or F32. */
-static int read_as(struct loader *l, const char *name, const struct tensor *info, enum dtype dtype,
-                   void *out)
+/* Checks the item's tensors. `*dtype`: what it comes to the backend as; F32 for FP8, and for
+ * experts that differ. */
+static int check_item(const struct loader *l, const struct weight_item *item, enum dtype *dtype,
+                      struct error *err)
 {
-    if (info->dtype == dtype)
-        return safetensors_read(l->st, name, out, l->err);
-    ASSERT(dtype == DTYPE_F32);
-    return info->dtype == DTYPE_F8_E4M3 ? read_fp8(l, name, info, out)
-                                        : read_widened(l, name, info, out);
-}
+    struct tensor want = {.rank = item->cols ? 2 : 1, .shape = {item->rows, item->cols}};
+    struct tensor info, scales;
+    char name[WEIGHT_NAME_BYTES], scale_name[WEIGHT_NAME_BYTES + 16];
 
-/* The dtype a tensor has on the host: FP8 is multiplied out. */
-static enum dtype host_dtype(const struct tensor *info, enum keep keep)
-{
-    return keep == KEEP_AS_F32 || info->dtype == DTYPE_F8_E4M3 ? DTYPE_F32 : info->dtype;
-}
-
-/* Loads tensor `name` of shape (rows, cols), or (rows) when `cols` is 0. */
-static int load(struct loader *l, struct tensor *dst, enum keep keep, const char *name,
-                int64_t rows, int64_t cols)
-{
-    struct tensor host = {.rank = cols ? 2 : 1, .shape = {rows, cols}}, info;
-
-    if (find_tensor(l, name, &host, &info))
-        return -1;
-    host.dtype = host_dtype(&info, keep);
-    host.data = scratch_of(&l->staging, tensor_bytes(&host));
-    if (read_as(l, name, &info, host.dtype, host.data))
-        return -1;
-    if (l->be->ops->upload(l->be, dst, &host, l->err))
-        return error_prefix(l->err, "%s", name);
-    return 0;
-}
-
-/* The same for "model.layers.LAYER.PART". */
-static int load_part(struct loader *l, struct tensor *dst, int layer, const char *part,
-                     int64_t rows, int64_t cols)
-{
-    char name[NAME_MAX_BYTES];
-
-    snprintf(name, sizeof(name), "model.layers.%d.%s", layer, part);
-    return load(l, dst, KEEP_DTYPE, name, rows, cols);
-}
-
-static void expert_name(char out[NAME_MAX_BYTES], int layer, int expert, const char *part)
-{
-    snprintf(out, NAME_MAX_BYTES, "model.layers.%d.mlp.experts.%d.%s.weight", layer, expert, part);
-}
-
-/* One projection of all experts as a block (experts, rows, cols). Its dtype is that of the experts,
- * or F32 when they differ. */
-static int load_experts(struct loader *l, struct tensor *dst, int layer, const char *part,
-                        int64_t rows, int64_t cols)
-{
-    int32_t experts = l->config->router.experts;
-    struct tensor one = {.rank = 2, .shape = {rows, cols}}, info;
-    struct tensor host = {.rank = 3, .shape = {experts, rows, cols}};
-    char name[NAME_MAX_BYTES];
-
-    for (int e = 0; e < experts; e++) {
-        expert_name(name, layer, e, part);
-        if (find_tensor(l, name, &one, &info))
+    for (int32_t e = 0; e == 0 || e < item->experts; e++) {
+        weight_name(item, e, name);
+        if (find_tensor(l, name, &want, &info, err))
             return -1;
-        enum dtype dtype = host_dtype(&info, KEEP_DTYPE);
-        host.dtype = e == 0 || host.dtype == dtype ? dtype : DTYPE_F32;
+        if (info.dtype == DTYPE_F8_E4M3) {
+            if (find_scales(l, name, &info, scale_name, &scales, err))
+                return -1;
+            info.dtype = DTYPE_F32;
+        }
+        *dtype = e == 0 || *dtype == info.dtype ? info.dtype : DTYPE_F32;
     }
-    one.dtype = host.dtype;
-    host.data = scratch_of(&l->staging, tensor_bytes(&host));
-    for (int e = 0; e < experts; e++) {
-        expert_name(name, layer, e, part);
-        if (find_tensor(l, name, &one, &info) ||
-            read_as(l, name, &info, host.dtype, (char *)host.data + (size_t)e * tensor_bytes(&one)))
-            return -1;
+    return 0;
+}
+
+/* ---- reading (any thread) ----------------------------------------------------------------- */
+
+static void *grow(void **block, size_t *size, size_t wanted)
+{
+    if (*size < wanted) {
+        free(*block); /* its contents need not be copied */
+        *block = mem_alloc(wanted);
+        *size = wanted;
     }
-    if (l->be->ops->upload(l->be, dst, &host, l->err))
-        return error_prefix(l->err, "model.layers.%d.mlp.experts.*.%s", layer, part);
+    return *block;
+}
+
+/* Reads the block scales of an FP8 matrix as F32. */
+static int read_scales(struct reader *r, const char *name, const struct tensor *info,
+                       struct error *err)
+{
+    char scale_name[WEIGHT_NAME_BYTES + 16];
+    struct tensor scales;
+
+    if (find_scales(r->l, name, info, scale_name, &scales, err))
+        return -1;
+    size_t n = (size_t)tensor_elements(&scales);
+    float *out = grow((void **)&r->scales, &r->scales_size, n * sizeof(float));
+    void *raw = grow(&r->raw, &r->raw_size, tensor_bytes(&scales));
+    if (safetensors_read(r->l->st, scale_name, raw, err))
+        return -1;
+    widen_to_f32(out, raw, scales.dtype, (int64_t)n);
     return 0;
 }
 
-static int load_attention(struct loader *l, struct layer_weights *w, int n)
+/* Reads a piece of an FP8 matrix and leaves it in the stage as `dtype`. */
+static int read_fp8(struct reader *r, const struct piece *p, const char *name,
+                    const struct tensor *info, enum dtype dtype, struct error *err)
 {
-    const struct model_config *c = l->config;
-    const struct mla_shape *mla = &c->mla;
-    int64_t d = c->hidden_size, q_lora = c->q_lora_rank, kv_lora = mla->kv_lora_rank;
-    int64_t q_rows = (int64_t)mla->heads * (mla->nope_dim + mla->rope_dim);
-    int64_t kv_rows = (int64_t)mla->heads * (mla->nope_dim + mla->v_dim);
+    const struct model_config *c = r->l->config;
+    struct fp8_matrix matrix = {.cols = info->shape[1],
+                                .block = {c->quant_block[0], c->quant_block[1]}};
+    size_t bytes = (size_t)(p->rows * matrix.cols);
 
-    if (q_lora == 0) {
-        if (load_part(l, &w->q, n, "self_attn.q_proj.weight", q_rows, d))
-            return -1;
-    } else if (load_part(l, &w->q_a, n, "self_attn.q_a_proj.weight", q_lora, d) ||
-               load_part(l, &w->q_a_norm, n, "self_attn.q_a_layernorm.weight", q_lora, 0) ||
-               load_part(l, &w->q, n, "self_attn.q_b_proj.weight", q_rows, q_lora)) {
+    if (read_scales(r, name, info, err))
         return -1;
+    matrix.scales = r->scales;
+    uint8_t *raw = grow(&r->raw, &r->raw_size, bytes);
+    if (safetensors_read_part(r->l->st, name, (uint64_t)(p->first_row * matrix.cols), bytes, raw,
+                              err))
+        return -1;
+    dequant_fp8_rows(r->stage, dtype, raw, &matrix, p->first_row, p->rows);
+    atomic_fetch_add(&r->l->bytes_read, (int64_t)bytes);
+    return 0;
+}
+
+static int load_piece(struct reader *r, const struct piece *p, struct error *err)
+{
+    const struct weight_item *item = &r->l->list.items[p->item];
+    int64_t row_elements = weight_row_elements(item);
+    struct tensor host = {.data = r->stage, .rank = 1, .shape = {p->rows * row_elements}};
+    struct tensor info;
+    char name[WEIGHT_NAME_BYTES];
+
+    weight_name(item, p->expert, name);
+    if (safetensors_info(r->l->st, name, &info, err))
+        return -1;
+    host.dtype = info.dtype;
+    if (info.dtype == DTYPE_F8_E4M3) {
+        host.dtype = item->dst->dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+        if (read_fp8(r, p, name, &info, host.dtype, err))
+            return -1;
+    } else {
+        uint64_t first = (uint64_t)(p->first_row * row_elements) * dtype_size(info.dtype);
+        if (safetensors_read_part(r->l->st, name, first, tensor_bytes(&host), r->stage, err))
+            return -1;
+        atomic_fetch_add(&r->l->bytes_read, (int64_t)tensor_bytes(&host));
     }
-    if (load_part(l, &w->kv_a, n, "self_attn.kv_a_proj_with_mqa.weight", kv_lora + mla->rope_dim,
-                  d) ||
-        load_part(l, &w->kv_a_norm, n, "self_attn.kv_a_layernorm.weight", kv_lora, 0) ||
-        load_part(l, &w->kv_b, n, "self_attn.kv_b_proj.weight", kv_rows, kv_lora) ||
-        load_part(l, &w->o, n, "self_attn.o_proj.weight", d, (int64_t)mla->heads * mla->v_dim))
-        return -1;
-    if (!c->attention_bias) /* which q_proj, q_b and kv_b never have */
-        return 0;
-    if ((q_lora && load_part(l, &w->q_a_bias, n, "self_attn.q_a_proj.bias", q_lora, 0)) ||
-        load_part(l, &w->kv_a_bias, n, "self_attn.kv_a_proj_with_mqa.bias", kv_lora + mla->rope_dim,
-                  0) ||
-        load_part(l, &w->o_bias, n, "self_attn.o_proj.bias", d, 0))
-        return -1;
+    int64_t at = p->expert * weight_elements(item) + p->first_row * row_elements;
+    if (r->l->be->ops->upload(r->l->be, item->dst, at, &host, err))
+        return error_prefix(err, "%s", name);
     return 0;
 }
 
-/* gate_proj, up_proj and down_proj under `prefix` ("mlp"), `width` wide. */
-static int load_mlp(struct loader *l, struct layer_weights *w, int n, const char *prefix,
-                    int64_t width)
+/* The first error of all threads is the one that is told. */
+static void note_failure(struct loader *l, const struct error *err)
 {
-    int64_t d = l->config->hidden_size;
-    char part[PART_MAX_BYTES];
-
-    snprintf(part, sizeof(part), "%s.gate_proj.weight", prefix);
-    if (load_part(l, &w->gate, n, part, width, d))
-        return -1;
-    snprintf(part, sizeof(part), "%s.up_proj.weight", prefix);
-    if (load_part(l, &w->up, n, part, width, d))
-        return -1;
-    snprintf(part, sizeof(part), "%s.down_proj.weight", prefix);
-    return load_part(l, &w->down, n, part, d, width);
+    pthread_mutex_lock(&l->lock);
+    if (!atomic_exchange(&l->failed, 1))
+        *l->err = *err;
+    pthread_mutex_unlock(&l->lock);
 }
 
-static int load_moe(struct loader *l, struct layer_weights *w, int n)
+static void *reader_main(void *arg)
 {
-    const struct model_config *c = l->config;
-    int64_t d = c->hidden_size, width = c->moe_intermediate;
-    char name[NAME_MAX_BYTES];
+    struct reader *r = arg;
+    struct loader *l = r->l;
+    struct error err;
+    int64_t at;
 
-    snprintf(name, sizeof(name), "model.layers.%d.mlp.gate.weight", n);
-    if (load(l, &w->router, KEEP_AS_F32, name, c->router.experts, d))
-        return -1;
-    snprintf(name, sizeof(name), "model.layers.%d.mlp.gate.e_score_correction_bias", n);
-    if (c->router_bias && load(l, &w->router_bias, KEEP_AS_F32, name, c->router.experts, 0))
-        return -1;
-    if (load_experts(l, &w->experts.gate, n, "gate_proj", width, d) ||
-        load_experts(l, &w->experts.up, n, "up_proj", width, d) ||
-        load_experts(l, &w->experts.down, n, "down_proj", d, width))
-        return -1;
-    if (c->shared_intermediate == 0)
-        return 0;
-    return load_mlp(l, w, n, "mlp.shared_experts", c->shared_intermediate);
+    while (!atomic_load(&l->failed) && (at = atomic_fetch_add(&l->next, 1)) < l->n_pieces) {
+        int rc = cancelled(l->cancel) ? error_set(&err, "loading the model was cancelled")
+                                      : load_piece(r, &l->pieces[at], &err);
+        if (rc)
+            note_failure(l, &err);
+    }
+    return NULL;
 }
 
-static int load_layer(struct loader *l, struct layer_weights *w, int n)
-{
-    const struct model_config *c = l->config;
+/* ---- the whole ---------------------------------------------------------------------------- */
 
-    if (load_part(l, &w->input_norm, n, "input_layernorm.weight", c->hidden_size, 0) ||
-        load_attention(l, w, n) ||
-        load_part(l, &w->post_norm, n, "post_attention_layernorm.weight", c->hidden_size, 0))
-        return -1;
-    return c->is_moe[n] ? load_moe(l, w, n) : load_mlp(l, w, n, "mlp", c->dense_intermediate);
+static void add_pieces(struct loader *l, int32_t index, int64_t *capacity)
+{
+    const struct weight_item *item = &l->list.items[index];
+    /* The widest form a row has in the stage is F32. */
+    int64_t most = STAGE_BYTES / (weight_row_elements(item) * (int64_t)sizeof(float));
+
+    ASSERT(most > 0);
+    for (int32_t e = 0; e == 0 || e < item->experts; e++) {
+        for (int64_t row = 0; row < item->rows; row += most) {
+            if (l->n_pieces == *capacity) {
+                *capacity = *capacity ? 2 * *capacity : 4096;
+                l->pieces = mem_resize(l->pieces, (size_t)*capacity, sizeof(*l->pieces));
+            }
+            l->pieces[l->n_pieces++] =
+                (struct piece){index, e, row, item->rows - row < most ? item->rows - row : most};
+        }
+    }
 }
 
-static int load_model(struct loader *l, struct model_weights *w)
+/* Checks every tensor, then takes memory for all of them and cuts them in pieces. */
+static int prepare(struct loader *l)
 {
-    const struct model_config *c = l->config;
+    int64_t shape[TENSOR_MAX_RANK], capacity = 0;
+    enum dtype *dtypes = mem_zalloc((size_t)l->list.n, sizeof(*dtypes));
+    int rc = 0;
 
-    if (load(l, &w->embed, KEEP_DTYPE, "model.embed_tokens.weight", c->vocab_size, c->hidden_size))
+    for (int i = 0; i < l->list.n && rc == 0; i++)
+        rc = check_item(l, &l->list.items[i], &dtypes[i], l->err);
+    for (int i = 0; i < l->list.n && rc == 0; i++) {
+        struct weight_item *item = &l->list.items[i];
+        int rank = weight_shape(item, shape);
+        char name[WEIGHT_NAME_BYTES];
+        weight_name(item, 0, name);
+        if (cancelled(l->cancel))
+            rc = error_set(l->err, "loading the model was cancelled");
+        else if (l->be->ops->alloc_weight(l->be, item->dst, item->use, dtypes[i], rank, shape,
+                                          l->err))
+            rc = error_prefix(l->err, "%s", name);
+        else
+            add_pieces(l, i, &capacity);
+    }
+    free(dtypes);
+    return rc;
+}
+
+static int reader_count(const struct loader *l)
+{
+    int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
+    int64_t n = cores < MAX_READERS ? cores : MAX_READERS;
+
+    return (int)(n > l->n_pieces ? l->n_pieces : n > 0 ? n : 1);
+}
+
+static int read_all(struct loader *l)
+{
+    const struct backend_ops *op = l->be->ops;
+    struct reader readers[MAX_READERS] = {0};
+    int n = reader_count(l), started = 0;
+    int64_t start = clock_us();
+
+    for (; started < n && !atomic_load(&l->failed); started++) {
+        struct reader *r = &readers[started];
+        r->l = l;
+        r->stage = op->stage_alloc(l->be, STAGE_BYTES);
+        if (!r->stage) {
+            struct error err;
+            error_set(&err, "no memory to read the model's files into");
+            note_failure(l, &err);
+            break;
+        }
+        if (pthread_create(&r->thread, NULL, reader_main, r))
+            PANIC("can't start a thread that reads weights");
+    }
+    for (int i = 0; i < started; i++) {
+        pthread_join(readers[i].thread, NULL);
+        op->stage_free(l->be, readers[i].stage);
+        free(readers[i].raw);
+        free(readers[i].scales);
+    }
+    if (atomic_load(&l->failed))
         return -1;
-    for (int n = 0; n < c->layers; n++)
-        if (load_layer(l, &w->layers[n], n))
-            return -1;
-    if (load(l, &w->final_norm, KEEP_DTYPE, "model.norm.weight", c->hidden_size, 0))
-        return -1;
-    /* A head of its own counts even in a tied model, as in transformers. */
-    if (!c->tie_embeddings || safetensors_has(l->st, "lm_head.weight"))
-        return load(l, &w->lm_head, KEEP_DTYPE, "lm_head.weight", c->vocab_size, c->hidden_size);
-    w->lm_head = w->embed;
+    double seconds = (double)(clock_us() - start) * 1e-6, gb = (double)l->bytes_read * 1e-9;
+    log_info("read %.2f GB of weights in %.2f s (%.1f GB/s) with %d threads", gb, seconds,
+             gb / (seconds > 0 ? seconds : 1e-6), n);
     return 0;
+}
+
+/* What the list and the layers are for; `own_head`: see weight_list_new. */
+static void begin(struct loader *l, struct model_weights *weights, bool own_head)
+{
+    memset(weights, 0, sizeof(*weights));
+    weights->layers = mem_zalloc((size_t)l->config->layers, sizeof(*weights->layers));
+    l->list = weight_list_new(weights, l->config, own_head);
+}
+
+static int end(struct loader *l, struct model_weights *weights, bool own_head, int rc)
+{
+    if (rc)
+        weights_free(weights, l->config, l->be);
+    else if (!own_head)
+        weights->lm_head = weights->embed;
+    weight_list_free(&l->list);
+    free(l->pieces);
+    return rc;
 }
 
 int weights_load(struct model_weights *weights, const struct model_config *config, const char *dir,
                  struct backend *be, const atomic_int *cancel, struct error *err)
 {
     struct loader l = {.config = config, .be = be, .cancel = cancel, .err = err};
-    int rc;
 
-    memset(weights, 0, sizeof(*weights));
     l.st = safetensors_open(dir, err);
     if (!l.st)
         return -1;
-    weights->layers = mem_zalloc((size_t)config->layers, sizeof(*weights->layers));
-    rc = load_model(&l, weights);
-    if (rc)
-        weights_free(weights, config, be);
-    free(l.staging.data);
-    free(l.raw.data);
-    free(l.scales.data);
+    /* A head of its own counts even in a tied model, as in transformers. */
+    bool own_head = !config->tie_embeddings || safetensors_has(l.st, "lm_head.weight");
+    pthread_mutex_init(&l.lock, NULL);
+    begin(&l, weights, own_head);
+    int rc = prepare(&l) || read_all(&l) ? -1 : 0;
+    pthread_mutex_destroy(&l.lock);
     safetensors_close(l.st);
+    return end(&l, weights, own_head, rc);
+}
+
+/* ---- without a checkpoint ----------------------------------------------------------------- */
+
+/* Norms are 1; a matrix keeps the size of what it multiplies; biases are small. */
+static int fill(struct loader *l, const struct weight_item *item, uint64_t seed)
+{
+    bool is_norm = item->cols == 0 && strstr(item->part, "norm");
+
+    if (!is_norm) {
+        float scale = item->cols ? 1 / sqrtf((float)item->cols) : 0.02f;
+        return l->be->ops->fill_random(l->be, item->dst, seed, scale, l->err);
+    }
+    struct tensor ones = {.dtype = DTYPE_F32, .rank = 1, .shape = {item->rows}};
+    float *values = mem_alloc((size_t)item->rows * sizeof(float));
+    for (int64_t i = 0; i < item->rows; i++)
+        values[i] = 1;
+    ones.data = values;
+    int rc = l->be->ops->upload(l->be, item->dst, 0, &ones, l->err);
+    free(values);
     return rc;
 }
+
+int weights_random(struct model_weights *weights, const struct model_config *config,
+                   struct backend *be, const atomic_int *cancel, struct error *err)
+{
+    struct loader l = {.config = config, .be = be, .cancel = cancel, .err = err};
+    int64_t shape[TENSOR_MAX_RANK];
+    int rc = 0;
+
+    begin(&l, weights, !config->tie_embeddings);
+    for (int i = 0; i < l.list.n && rc == 0; i++) {
+        struct weight_item *item = &l.list.items[i];
+        int rank = weight_shape(item, shape);
+        rc = be->ops->alloc_weight(be, item->dst, item->use, DTYPE_BF16, rank, shape, err);
+        if (rc == 0)
+            rc = fill(&l, item, (uint64_t)i + 1);
+        if (rc == 0 && cancelled(cancel))
+            rc = error_set(err, "loading the model was cancelled");
+    }
+    return end(&l, weights, !config->tie_embeddings, rc);
+}
+
+uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes)
+{
+    struct model_weights weights = {0};
+    uint64_t bytes = 0;
+
+    weights.layers = mem_zalloc((size_t)config->layers, sizeof(*weights.layers));
+    struct weight_list list = weight_list_new(&weights, config, !config->tie_embeddings);
+    for (int i = 0; i < list.n; i++) {
+        const struct weight_item *item = &list.items[i];
+        uint64_t n =
+            (uint64_t)weight_elements(item) * (uint64_t)(item->experts ? item->experts : 1);
+        bytes += n * (item->use == WEIGHT_MATRIX ? matrix_bytes : sizeof(float));
+    }
+    weight_list_free(&list);
+    free(weights.layers);
+    return bytes;
+}
+
+/* ---- freeing ------------------------------------------------------------------------------ */
 
 static void release(struct backend *be, struct tensor *t)
 {

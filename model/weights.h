@@ -36,10 +36,21 @@ struct model_weights {
 
 /* Reads every tensor the config asks for from the checkpoint folder, checks shapes, dequantises
  * FP8 blocks, and uploads to the backend. Returns 0; on error nothing stays allocated and the
- * message names file and tensor. `*cancel`, read between tensors, ends the load early with an
- * error (a termination signal during the load); NULL: never. Host memory: the largest tensor or
- * block of experts as it is uploaded, and one matrix as it is stored. */
+ * message names file and tensor. `*cancel`, read all the time, ends the load early with an error
+ * (a termination signal during the load); NULL: never.
+ *
+ * Several threads read at once, each into a few MiB of memory of its own: host memory doesn't grow
+ * with the model. */
 int weights_load(struct model_weights *weights, const struct model_config *config, const char *dir,
                  struct backend *be, const atomic_int *cancel, struct error *err);
+
+/* The same without a checkpoint: random weights at the shapes of the config, always the same ones,
+ * of a size that keeps activations in range. */
+int weights_random(struct model_weights *weights, const struct model_config *config,
+                   struct backend *be, const atomic_int *cancel, struct error *err);
+
 void weights_free(struct model_weights *weights, const struct model_config *config,
                   struct backend *be);
+
+/* Bytes the weights take on a backend whose matrices take `matrix_bytes` an element. */
+uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes);

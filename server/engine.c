@@ -1,13 +1,14 @@
 #include "server/engine.h"
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/panic.h"
 #include "base/queue.h"
-#include "kernels/backend.h"
-#include "model/model.h"
-#include "server/scheduler.h"
+#include "model/dummy_tokenizer.h"
+#include "server/engine_core.h"
+#include "server/event_queue.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -15,10 +16,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { DEFAULT_BATCHED_TOKENS = 512, COMMANDS_PER_SLOT = 3, MAX_SCORED = 256 };
-
-/* What the KV cache is kept in: the one type the CPU backend has. */
-static const enum dtype KV_DTYPE = DTYPE_F32;
+enum { COMMANDS_PER_SLOT = 3 };
 
 /* Commands from the loop. Of a slot there are at most three under way: a cancel that came too late,
  * the next sequence's submit, and its cancel. A queue of COMMANDS_PER_SLOT times the slots is never
@@ -44,16 +42,25 @@ struct engine_seq {
     struct constraint_state constraint;
 };
 
+/* A step that the backend was given and whose results are not read yet. */
+struct flight {
+    struct batch *batch;
+    struct sampling_result *results; /* by logit row */
+    uint64_t *ids;                   /* by logit row: whose it is */
+    int64_t start_us;
+};
+
 struct engine {
     /* Set at start, then read by both threads. */
     const struct options *options;
     char *dir;
     int32_t n_slots;
-    struct queue *commands, *events;
+    struct queue *commands;
+    struct event_queue *events;
     void (*wake)(void *arg);
     void *wake_arg;
     pthread_t thread;
-    atomic_int stopping;
+    atomic_int stopping, cancel_load;
 
     /* The loop's. */
     struct loop_slot *loop_slots;
@@ -65,14 +72,15 @@ struct engine {
     struct engine_model model_info;
 
     /* The engine thread's. */
-    struct backend *be;
-    struct model *model;
+    struct engine_core core;
     struct scheduler *sched;
-    struct batch *batch;
-    struct sampling_result *results; /* of one step */
-    uint32_t *masks;                 /* (max_logits, SAMPLING_MASK_WORDS(vocab)) */
-    int32_t n_constrained;           /* sequences that have a constraint */
-    struct engine_seq *seqs;         /* by slot */
+    struct flight flights[BACKEND_MAX_STEPS]; /* the oldest first; behind them idle ones */
+    int n_flying;
+    int64_t landed_us;       /* when the last one landed */
+    int64_t n_steps;         /* that landed, ever */
+    uint32_t *masks;         /* (max_logits, SAMPLING_MASK_WORDS(vocab)) */
+    int32_t n_constrained;   /* sequences that have a constraint */
+    struct engine_seq *seqs; /* by slot */
 };
 
 /* ---- ids ---------------------------------------------------------------------------------- */
@@ -89,103 +97,108 @@ int32_t engine_slot(uint64_t id)
 
 /* ---- loading (engine thread) -------------------------------------------------------------- */
 
-static int64_t kv_pages_wanted(const struct options *o, const struct model_config *config)
+static void take_memory(struct engine *e)
 {
-    size_t page_bytes = KV_PAGE_TOKENS * model_kv_token_bytes(config, KV_DTYPE);
+    struct batch_limits limits = scheduler_limits(e->sched);
+    size_t rows = (size_t)limits.max_logits;
 
-    if (o->num_kv_pages)
-        return o->num_kv_pages;
-    return (int64_t)(((uint64_t)o->kv_cache_memory_mib << 20) / page_bytes);
+    for (int i = 0; i < BACKEND_MAX_STEPS; i++) {
+        struct flight *flight = &e->flights[i];
+        flight->batch = batch_new(limits);
+        flight->results = mem_zalloc(rows, sizeof(*flight->results));
+        flight->ids = mem_zalloc(rows, sizeof(*flight->ids));
+    }
+    e->masks = mem_zalloc(rows * SAMPLING_MASK_WORDS(e->core.config.vocab_size), sizeof(*e->masks));
 }
 
-/* Settles what depends on both the options and the model. */
-static int size_engine(struct engine *e, struct scheduler_config *sc, struct error *err)
+/* The text side of the model. */
+static int load_tokenizer(struct engine *e, struct error *err)
 {
-    const struct options *o = e->options;
-    const struct model_config *config = &e->model_info.config;
-    int64_t pages = kv_pages_wanted(o, config);
-    int64_t rows = o->max_num_batched_tokens;
+    struct engine_model *info = &e->model_info;
+    char *path = path_join(e->dir, "tokenizer.json");
+    bool made_up = e->options->dummy_weights && !file_exists(path);
 
-    if (pages < 1 || pages > INT32_MAX / KV_PAGE_TOKENS)
-        return error_set(err,
-                         "a KV cache of %lld pages can't be made (--kv-cache-memory-mib, "
-                         "--num-kv-pages)",
-                         (long long)pages);
-    if (o->max_model_len > config->max_positions)
-        return error_set(err, "--max-model-len %lld is more than the model's %d positions",
-                         (long long)o->max_model_len, config->max_positions);
-    if (rows == 0)
-        rows = o->max_num_seqs > DEFAULT_BATCHED_TOKENS ? o->max_num_seqs : DEFAULT_BATCHED_TOKENS;
-    if (rows < o->max_num_seqs)
-        return error_set(err, "--max-num-batched-tokens %lld is less than --max-num-seqs %lld",
-                         (long long)rows, (long long)o->max_num_seqs);
-    int64_t len = o->max_model_len ? o->max_model_len : config->max_positions;
-    if (len > pages * KV_PAGE_TOKENS) {
-        if (o->max_model_len)
-            return error_set(err,
-                             "--max-model-len %lld does not fit in a KV cache of %lld pages "
-                             "of %d tokens",
-                             (long long)len, (long long)pages, KV_PAGE_TOKENS);
-        len = pages * KV_PAGE_TOKENS;
-        log_warning("the KV cache of %lld pages limits requests to %lld tokens", (long long)pages,
-                    (long long)len);
-    }
-    *sc = (struct scheduler_config){
-        .slots = e->n_slots,
-        .max_running = (int32_t)o->max_num_seqs,
-        .max_rows = (int32_t)rows,
-        .max_scored = MAX_SCORED,
-        .max_model_len = (int32_t)len,
-        .kv_pages = (int32_t)pages,
-        .prefix_caching = o->enable_prefix_caching,
-    };
-    e->model_info.max_model_len = (int32_t)len;
-    e->model_info.kv_pages = (int32_t)pages;
+    free(path);
+    info->tokenizer =
+        made_up ? dummy_tokenizer_new(info->config.vocab_size) : tokenizer_load(e->dir, err);
+    if (!info->tokenizer)
+        return -1;
+    info->chat_templates =
+        chat_templates_load(e->dir, info->config.model_type, e->options->chat_template, err);
+    if (!info->chat_templates)
+        return -1;
+    if (chat_templates_problem(info->chat_templates))
+        log_warning("chats are not possible with this model: its chat template is not supported: "
+                    "%s",
+                    chat_templates_problem(info->chat_templates));
+    info->trust_request_chat_template = e->options->trust_request_chat_template;
+    info->output_format = output_format_find(info->tokenizer);
+    info->n_marker_ids =
+        output_format_marker_ids(info->output_format, info->tokenizer, info->marker_ids);
+    info->trie = vocabulary_trie_new(info->tokenizer, info->config.vocab_size, info->config.eos,
+                                     (size_t)info->config.n_eos, err);
+    if (!info->trie)
+        log_warning("structured output is not possible with this model: %s", err->message);
     return 0;
+}
+
+/* The tokenizer is read by a thread of its own while the weights are. */
+struct text_load {
+    struct engine *engine;
+    struct error err;
+    int rc;
+    int64_t us;
+};
+
+static void *text_main(void *arg)
+{
+    struct text_load *text = arg;
+    int64_t start = clock_us();
+
+    text->rc = load_tokenizer(text->engine, &text->err);
+    text->us = clock_us() - start;
+    if (text->rc)
+        atomic_store(&text->engine->cancel_load, 1);
+    return NULL;
+}
+
+static int load_parts(struct engine *e, struct text_load *text, struct error *err)
+{
+    struct engine_core *core = &e->core;
+    pthread_t thread;
+
+    text->engine = e;
+    if (pthread_create(&thread, NULL, text_main, text))
+        PANIC("can't start a thread that reads the tokenizer");
+    int rc = engine_core_load(core, e->options, e->dir, e->n_slots, &e->cancel_load, err);
+    pthread_join(thread, NULL);
+    if (text->rc)
+        *err = text->err;
+    return rc || text->rc ? -1 : 0;
 }
 
 static int load(struct engine *e, struct error *err)
 {
     int64_t start = clock_us();
     struct engine_model *info = &e->model_info;
-    struct scheduler_config sc;
+    struct engine_core *core = &e->core;
+    struct text_load text = {0};
 
-    if (model_config_load(&info->config, e->dir, err))
+    if (engine_core_configure(core, e->options, e->dir, err))
         return -1;
-    info->tokenizer = tokenizer_load(e->dir, err);
-    if (!info->tokenizer)
+    info->config = core->config;
+    if (load_parts(e, &text, err))
         return -1;
-    info->output_format = output_format_find(info->tokenizer);
-    info->n_marker_ids =
-        output_format_marker_ids(info->output_format, info->tokenizer, info->marker_ids);
-    if (size_engine(e, &sc, err))
-        return -1;
-    e->sched = scheduler_new(&sc);
-    e->batch = batch_new(scheduler_limits(e->sched));
-    e->be = backend_cpu_open(&(struct backend_options){
-        .threads = (int32_t)e->options->threads,
-        .slots = e->n_slots,
-        .vocab_size = info->config.vocab_size,
-        .limits = scheduler_limits(e->sched),
-        .kv_dtype = KV_DTYPE,
-    });
-    info->backend = e->be->ops->name;
-    size_t logit_rows = (size_t)scheduler_limits(e->sched).max_logits;
-    e->results = mem_zalloc(logit_rows, sizeof(*e->results));
-    e->masks =
-        mem_zalloc(logit_rows * SAMPLING_MASK_WORDS(info->config.vocab_size), sizeof(*e->masks));
-    info->trie = vocabulary_trie_new(info->tokenizer, info->config.vocab_size, info->config.eos,
-                                     (size_t)info->config.n_eos, err);
-    if (!info->trie)
-        log_warning("structured output is not possible with this model: %s", err->message);
-    e->model = model_load(e->dir, &info->config, e->be, &e->stopping, err);
-    if (!e->model || model_reserve(e->model, scheduler_limits(e->sched), sc.kv_pages, err))
-        return -1;
-    log_info("loaded %s (%s) on the %s backend in %lld ms: context %d, KV cache %d pages of %d "
-             "tokens, %zu bytes a token",
+    info->max_model_len = core->sched.max_model_len;
+    info->kv_pages = core->sched.kv_pages;
+    info->backend = core->be->ops->name;
+    e->sched = scheduler_new(&core->sched);
+    take_memory(e);
+    log_info("loaded %s (%s) on the %s backend in %lld ms (tokenizer: %lld ms): context %d, KV "
+             "cache %d pages of %d tokens, %zu bytes a token",
              e->dir, info->config.model_type, info->backend, (long long)(clock_us() - start) / 1000,
-             info->max_model_len, info->kv_pages, KV_PAGE_TOKENS,
-             model_kv_token_bytes(&info->config, KV_DTYPE));
+             (long long)text.us / 1000, info->max_model_len, info->kv_pages, KV_PAGE_TOKENS,
+             model_kv_token_bytes(&info->config, core->be->kv_dtype));
     return 0;
 }
 
@@ -195,11 +208,9 @@ static int load(struct engine *e, struct error *err)
  * listens. */
 static void emit(struct engine *e, struct engine_event event)
 {
-    event.time_us = clock_us();
-    if (queue_try_push(e->events, &event, NULL))
-        return;
-    e->wake(e->wake_arg);
-    queue_push(e->events, &event, NULL);
+    if (event.time_us == 0)
+        event.time_us = clock_us();
+    event_queue_push(e->events, &event, e->wake, e->wake_arg);
 }
 
 static void end_seq(struct engine *e, int32_t slot)
@@ -210,7 +221,7 @@ static void end_seq(struct engine *e, int32_t slot)
         e->n_constrained--;
     constraint_end(&seq->constraint);
     scheduler_remove(e->sched, slot);
-    e->be->ops->sampler_close(e->be, slot);
+    e->core.be->ops->sampler_close(e->core.be, slot);
     engine_request_free(seq->request);
     *seq = (struct engine_seq){0};
 }
@@ -231,9 +242,11 @@ static void start_seq(struct engine *e, uint64_t id, struct engine_request *requ
         .priority = request->priority,
         .cache_salt = request->cache_salt,
         .score_prompt = request->score_prompt,
+        .needs_tokens = request->constraint != NULL,
     };
     scheduler_add(e->sched, slot, &wanted);
-    e->be->ops->sampler_open(e->be, slot, &request->sampling, request->tokens, request->n_tokens);
+    e->core.be->ops->sampler_open(e->core.be, slot, &request->sampling, request->tokens,
+                                  request->n_tokens);
 }
 
 /* Returns how many commands were carried out. */
@@ -254,10 +267,10 @@ static int take_commands(struct engine *e)
     return n;
 }
 
-static void announce_admissions(struct engine *e)
+static void announce_admissions(struct engine *e, const struct batch *batch)
 {
-    for (int32_t i = 0; i < e->batch->n_seqs; i++) {
-        int32_t slot = batch_seqs(e->batch)[i].slot;
+    for (int32_t i = 0; i < batch->n_seqs; i++) {
+        int32_t slot = batch_seqs(batch)[i].slot;
         struct engine_seq *seq = &e->seqs[slot];
         if (seq->admitted)
             continue;
@@ -281,23 +294,24 @@ static enum finish_reason finish_of(struct engine_seq *seq, int32_t token)
 }
 
 /* A score goes to the loop once. */
-static void deliver_score(struct engine *e, const struct batch_logit *row,
-                          const struct sampling_result *result)
+static void deliver_score(struct engine *e, const struct batch *batch,
+                          const struct batch_logit *row, const struct sampling_result *result)
 {
     struct engine_seq *seq = &e->seqs[row->slot];
-    int32_t position = batch_positions(e->batch)[row->row] + 1;
+    int32_t position = batch_positions(batch)[row->row] + 1;
 
     if (position <= seq->n_scored)
         return;
     seq->n_scored = position;
-    emit(e, (struct engine_event){.type = ENGINE_SCORE, .id = seq->id, .score = *result});
+    emit(e, (struct engine_event){
+                .type = ENGINE_SCORE, .id = seq->id, .time_us = e->landed_us, .score = *result});
 }
 
 /* A drawn token goes to the scheduler and to the loop. */
 static void deliver_token(struct engine *e, int32_t slot, const struct sampling_result *result)
 {
     struct engine_seq *seq = &e->seqs[slot];
-    struct engine_event event = {.type = ENGINE_TOKEN, .id = seq->id};
+    struct engine_event event = {.type = ENGINE_TOKEN, .id = seq->id, .time_us = e->landed_us};
 
     seq->n_generated++;
     event.token.result = *result;
@@ -309,23 +323,27 @@ static void deliver_token(struct engine *e, int32_t slot, const struct sampling_
     emit(e, event);
 }
 
-static void deliver_results(struct engine *e)
+/* What a step says of a sequence that ended after it was planned is dropped. */
+static void deliver_results(struct engine *e, const struct flight *flight)
 {
-    for (int32_t i = 0; i < e->batch->n_logits; i++) {
-        const struct batch_logit *row = &batch_logits(e->batch)[i];
+    for (int32_t i = 0; i < flight->batch->n_logits; i++) {
+        const struct batch_logit *row = &batch_logits(flight->batch)[i];
+        if (e->seqs[row->slot].id != flight->ids[i])
+            continue;
         if (row->target >= 0)
-            deliver_score(e, row, &e->results[i]);
+            deliver_score(e, flight->batch, row, &flight->results[i]);
         else
-            deliver_token(e, row->slot, &e->results[i]);
+            deliver_token(e, row->slot, &flight->results[i]);
     }
 }
 
-static void emit_step(struct engine *e, int64_t step_us)
+/* The state after the step of `batch`; NULL: after commands alone. */
+static void emit_step(struct engine *e, const struct batch *batch, int64_t step_us, int64_t wait_us)
 {
     struct scheduler_stats stats = scheduler_stats(e->sched);
     struct engine_step step = {
-        .rows = e->batch->n_rows,
-        .seqs = e->batch->n_seqs,
+        .rows = batch ? batch->n_rows : 0,
+        .seqs = batch ? batch->n_seqs : 0,
         .running = stats.running,
         .waiting = stats.waiting,
         .pages = stats.kv.pages,
@@ -334,47 +352,70 @@ static void emit_step(struct engine *e, int64_t step_us)
         .prefix_queries_tokens = stats.kv.queried_tokens,
         .prefix_hits_tokens = stats.kv.hit_tokens,
         .step_us = step_us,
+        .wait_us = wait_us,
     };
 
-    for (int32_t i = 0; i < e->batch->n_seqs; i++)
-        if (!batch_seqs(e->batch)[i].absorbed)
-            step.prompt_tokens += batch_seqs(e->batch)[i].n_rows;
+    for (int32_t i = 0; i < step.seqs; i++)
+        if (!batch_seqs(batch)[i].absorbed)
+            step.prompt_tokens += batch_seqs(batch)[i].n_rows;
     emit(e, (struct engine_event){.type = ENGINE_STEP, .step = step});
 }
 
-/* The masks of the step's logit rows; NULL when no sequence has a constraint. */
-static const uint32_t *make_masks(struct engine *e)
+/* The masks of the step's logit rows; NULL when none of its sequences has a constraint. */
+static const uint32_t *make_masks(struct engine *e, const struct batch *batch)
 {
-    int32_t vocab = e->model_info.config.vocab_size;
+    int32_t vocab = e->core.config.vocab_size;
+    bool any = false;
 
-    if (e->n_constrained == 0)
-        return NULL;
-    for (int32_t i = 0; i < e->batch->n_logits; i++) {
-        int32_t slot = batch_logits(e->batch)[i].slot, n;
+    for (int32_t i = 0; e->n_constrained > 0 && i < batch->n_seqs; i++)
+        any |= e->seqs[batch_seqs(batch)[i].slot].request->constraint != NULL;
+    for (int32_t i = 0; any && i < batch->n_logits; i++) {
+        int32_t slot = batch_logits(batch)[i].slot, n;
         const int32_t *generated = scheduler_generated(e->sched, slot, &n);
         constraint_mask(&e->seqs[slot].constraint, generated, n, vocab,
                         e->masks + (size_t)i * SAMPLING_MASK_WORDS(vocab));
     }
-    return e->masks;
+    return any ? e->masks : NULL;
 }
 
-/* One step, if there is anything to run. -1 when the device failed. */
-static int run_step(struct engine *e, struct error *err)
+/* Plans a step and gives it to the backend. False when there is nothing to run now. */
+static bool launch(struct engine *e)
 {
-    const struct backend_ops *op = e->be->ops;
-    int64_t start = clock_us();
+    struct flight *flight = &e->flights[e->n_flying];
+    struct backend *be = e->core.be;
 
-    scheduler_plan(e->sched, e->batch);
-    if (e->batch->n_rows == 0)
-        return 0;
-    announce_admissions(e);
-    struct tensor logits = model_forward(e->model, e->batch);
-    op->sample(e->be, logits, make_masks(e), e->results);
-    if (op->finish(e->be, err))
+    flight->start_us = clock_us();
+    scheduler_plan(e->sched, flight->batch);
+    if (flight->batch->n_rows == 0)
+        return false;
+    announce_admissions(e, flight->batch);
+    for (int32_t i = 0; i < flight->batch->n_logits; i++)
+        flight->ids[i] = e->seqs[batch_logits(flight->batch)[i].slot].id;
+    struct tensor logits = model_forward(e->core.model, flight->batch);
+    be->ops->sample(be, logits, make_masks(e, flight->batch), flight->results);
+    e->n_flying++;
+    return true;
+}
+
+/* Waits for the oldest step and hands out what it gave. -1 when the device failed. */
+static int land(struct engine *e, struct error *err)
+{
+    struct flight flight = e->flights[0];
+    int64_t before = clock_us();
+
+    if (e->core.be->ops->finish(e->core.be, err))
         return -1;
-    scheduler_advance(e->sched, e->batch);
-    deliver_results(e);
-    emit_step(e, clock_us() - start);
+    if (e->options->fail_at_step && ++e->n_steps == e->options->fail_at_step)
+        return error_set(err, "step %lld failed, as --fail-at-step says", (long long)e->n_steps);
+    int64_t start = flight.start_us > e->landed_us ? flight.start_us : e->landed_us;
+    e->landed_us = clock_us();
+    e->n_flying--;
+    for (int i = 0; i < e->n_flying; i++)
+        e->flights[i] = e->flights[i + 1];
+    e->flights[e->n_flying] = flight;
+    scheduler_advance(e->sched);
+    deliver_results(e, &flight);
+    emit_step(e, flight.batch, e->landed_us - start, e->landed_us - before);
     return 0;
 }
 
@@ -384,6 +425,29 @@ static void fail(struct engine *e, const struct error *err)
         log_error("%s", err->message);
     emit(e, (struct engine_event){.type = ENGINE_FAILED, .error = *err});
     e->wake(e->wake_arg);
+}
+
+/* Steps until the engine is stopped. With look-ahead a step is launched while the one before it is
+ * still under way, so that the device never waits for the host between two steps. */
+static int run(struct engine *e, struct error *err)
+{
+    int most_flying = e->core.look_ahead ? BACKEND_MAX_STEPS : 1;
+
+    while (!atomic_load(&e->stopping)) {
+        int n_commands = take_commands(e);
+        bool launched = e->n_flying < most_flying && launch(e);
+        if (e->n_flying == most_flying || (e->n_flying > 0 && !launched)) {
+            if (land(e, err))
+                return -1;
+            e->wake(e->wake_arg);
+        } else if (n_commands > 0) {
+            emit_step(e, NULL, 0, 0);
+            e->wake(e->wake_arg);
+        } else if (!launched) {
+            queue_wait(e->commands, -1);
+        }
+    }
+    return 0;
 }
 
 static void *engine_main(void *arg)
@@ -397,22 +461,10 @@ static void *engine_main(void *arg)
         return NULL;
     }
     emit(e, (struct engine_event){.type = ENGINE_READY});
-    batch_clear(e->batch);
-    emit_step(e, 0);
+    emit_step(e, NULL, 0, 0);
     e->wake(e->wake_arg);
-    while (!atomic_load(&e->stopping)) {
-        int n_commands = take_commands(e);
-        if (run_step(e, &err)) {
-            fail(e, &err);
-            return NULL;
-        }
-        if (e->batch->n_rows == 0 && n_commands > 0)
-            emit_step(e, 0);
-        if (e->batch->n_rows == 0 && n_commands == 0)
-            queue_wait(e->commands, -1);
-        else
-            e->wake(e->wake_arg);
-    }
+    if (run(e, &err))
+        fail(e, &err);
     return NULL;
 }
 
@@ -429,7 +481,7 @@ struct engine *engine_start(const struct options *options, const char *dir, void
     e->wake_arg = arg;
     e->n_slots = (int32_t)(options->max_num_seqs + options->max_queue);
     e->commands = queue_new((size_t)e->n_slots * COMMANDS_PER_SLOT, sizeof(struct command));
-    e->events = queue_new((size_t)options->max_num_seqs * 4 + 64, sizeof(struct engine_event));
+    e->events = event_queue_new((size_t)options->max_num_seqs * 4 + 64);
     e->seqs = mem_zalloc((size_t)e->n_slots, sizeof(*e->seqs));
     e->loop_slots = mem_zalloc((size_t)e->n_slots, sizeof(*e->loop_slots));
     e->free_slots = mem_zalloc((size_t)e->n_slots, sizeof(*e->free_slots));
@@ -448,8 +500,9 @@ bool engine_stop(struct engine *e)
     struct timespec until;
 
     atomic_store(&e->stopping, 1);
+    atomic_store(&e->cancel_load, 1);
     queue_close(e->commands);
-    queue_close(e->events);
+    event_queue_close(e->events);
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += ENGINE_STOP_S;
     if (pthread_timedjoin_np(e->thread, NULL, &until) != 0)
@@ -460,18 +513,19 @@ bool engine_stop(struct engine *e)
     for (int32_t slot = 0; slot < e->n_slots; slot++)
         if (e->seqs[slot].id)
             end_seq(e, slot);
-    if (e->model)
-        model_free(e->model);
-    if (e->be)
-        e->be->ops->close(e->be);
+    engine_core_close(&e->core);
     scheduler_free(e->sched);
     if (e->model_info.trie)
         vocabulary_trie_free(e->model_info.trie);
     tokenizer_free(e->model_info.tokenizer);
+    chat_templates_free(e->model_info.chat_templates);
     queue_free(e->commands);
-    queue_free(e->events);
-    free(e->batch);
-    free(e->results);
+    event_queue_free(e->events);
+    for (int i = 0; i < BACKEND_MAX_STEPS; i++) {
+        free(e->flights[i].batch);
+        free(e->flights[i].results);
+        free(e->flights[i].ids);
+    }
     free(e->masks);
     free(e->seqs);
     free(e->loop_slots);
@@ -551,7 +605,7 @@ static void note_event(struct engine *e, const struct engine_event *event)
 
 size_t engine_poll(struct engine *e, struct engine_event *events, size_t max)
 {
-    size_t n = queue_pop(e->events, events, max);
+    size_t n = event_queue_pop(e->events, events, max);
 
     for (size_t i = 0; i < n; i++)
         note_event(e, &events[i]);

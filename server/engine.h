@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "config/options.h"
 #include "kernels/sampling.h"
+#include "model/chat_template.h"
 #include "model/config.h"
 #include "model/output.h"
 #include "model/tokenizer.h"
@@ -67,7 +68,8 @@ struct engine_step {
     int64_t preemptions;           /* ever */
     int64_t prefix_queries_tokens; /* ever */
     int64_t prefix_hits_tokens;    /* ever */
-    int64_t step_us;               /* host time of this step */
+    int64_t step_us;               /* from the step's start, or the end of the one before it */
+    int64_t wait_us;               /* of that, waiting for the device */
 };
 
 struct engine_event {
@@ -94,6 +96,8 @@ struct engine_model {
     int32_t max_model_len;
     int32_t kv_pages;
     const char *backend; /* name */
+    struct chat_templates *chat_templates;
+    bool trust_request_chat_template;
     const struct output_format *output_format;
     int32_t marker_ids[OUTPUT_MAX_MARKERS]; /* of the format */
     int n_marker_ids;

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { PENDING = -1 };
+
 enum seq_state { SEQ_NONE, SEQ_WAITING, SEQ_RUNNING };
 
 struct seq {
@@ -14,11 +16,14 @@ struct seq {
     uint64_t arrival;
     uint64_t cache_salt;
     bool score_prompt;
+    bool needs_tokens;
     int32_t *tokens; /* prompt, then generated; room for max_tokens */
     int32_t max_tokens;
     int32_t n_prompt;
-    int32_t n_tokens;
-    int32_t n_computed;      /* tokens whose KV is in the cache */
+    int32_t n_tokens;        /* pending ones included */
+    int32_t n_pending;       /* the last ones: drawn by steps under way, not known yet, PENDING */
+    int32_t n_computed;      /* tokens whose KV is in the cache once the steps under way are done */
+    uint64_t run;            /* names the time from admission to preemption or end */
     int32_t n_cached_prompt; /* of the first admission; -1 before */
     struct kv_seq kv;
 };
@@ -29,12 +34,23 @@ struct order {
     int32_t n;
 };
 
+/* What a step under way leaves in the cache. */
+struct step {
+    struct part {
+        uint64_t run;
+        int32_t slot, kv_len;
+    } * parts; /* (max_running) */
+    int32_t n_parts;
+};
+
 struct scheduler {
     struct scheduler_config config;
     struct kv_cache *kv;
     struct seq *seqs; /* by slot */
     struct order waiting, running;
-    uint64_t next_arrival;
+    struct step steps[SCHEDULER_MAX_STEPS]; /* those under way, the oldest first */
+    int n_steps;
+    uint64_t next_arrival, next_run;
     int64_t preemptions;
 };
 
@@ -54,6 +70,9 @@ struct scheduler *scheduler_new(const struct scheduler_config *config)
     sched->seqs = mem_zalloc((size_t)config->slots, sizeof(*sched->seqs));
     sched->waiting.slots = mem_zalloc((size_t)config->slots, sizeof(int32_t));
     sched->running.slots = mem_zalloc((size_t)config->slots, sizeof(int32_t));
+    for (int i = 0; i < SCHEDULER_MAX_STEPS; i++)
+        sched->steps[i].parts = mem_zalloc((size_t)config->max_running, sizeof(struct part));
+    sched->next_run = 1;
     return sched;
 }
 
@@ -65,6 +84,8 @@ void scheduler_free(struct scheduler *sched)
         if (sched->seqs[slot].state != SEQ_NONE)
             scheduler_remove(sched, slot);
     kv_cache_free(sched->kv);
+    for (int i = 0; i < SCHEDULER_MAX_STEPS; i++)
+        free(sched->steps[i].parts);
     free(sched->waiting.slots);
     free(sched->running.slots);
     free(sched->seqs);
@@ -73,7 +94,11 @@ void scheduler_free(struct scheduler *sched)
 
 struct batch_limits scheduler_limits(const struct scheduler *sched)
 {
-    const struct scheduler_config *c = &sched->config;
+    return scheduler_config_limits(&sched->config);
+}
+
+struct batch_limits scheduler_config_limits(const struct scheduler_config *c)
+{
     int64_t pages = (int64_t)c->max_running * pages_for(c->max_model_len);
 
     ASSERT(pages <= INT32_MAX);
@@ -134,6 +159,7 @@ void scheduler_add(struct scheduler *sched, int32_t slot, const struct scheduler
         .arrival = sched->next_arrival++,
         .cache_salt = request->cache_salt,
         .score_prompt = request->score_prompt,
+        .needs_tokens = request->needs_tokens,
         .max_tokens = n + request->max_new_tokens,
         .n_prompt = n,
         .n_tokens = n,
@@ -163,6 +189,7 @@ static void preempt(struct scheduler *sched, int32_t slot)
     order_remove(&sched->running, slot);
     kv_cache_release(sched->kv, &seq->kv, seq->cache_salt);
     seq->n_computed = 0;
+    seq->run = 0;
     seq->state = SEQ_WAITING;
     order_insert(sched, &sched->waiting, slot);
     sched->preemptions++;
@@ -172,6 +199,13 @@ static void preempt(struct scheduler *sched, int32_t slot)
 static bool is_generating(const struct seq *seq)
 {
     return seq->n_tokens > seq->n_prompt && seq->n_computed == seq->n_tokens - 1;
+}
+
+/* Whether nothing can be planned for the sequence before its pending token is known: it may be the
+ * last, or the sampler needs to know it. */
+static bool waits_for_token(const struct seq *seq)
+{
+    return seq->n_pending > 0 && (seq->needs_tokens || seq->n_tokens == seq->max_tokens);
 }
 
 /* How many rows of a prompt whose logits are wanted still fit: a logit row is kept free for each
@@ -188,17 +222,20 @@ static int32_t scored_left(const struct scheduler *sched, const struct batch *ba
  * for which no logit rows are left waits for the next step. */
 static void plan_rows(struct scheduler *sched, struct batch *batch, int32_t slot, int32_t budget)
 {
-    const struct seq *seq = &sched->seqs[slot];
+    struct seq *seq = &sched->seqs[slot];
     bool in_prompt = seq->n_computed < seq->n_prompt;
     bool scored = in_prompt && seq->score_prompt;
     int32_t end = in_prompt ? seq->n_prompt : seq->n_tokens;
+    int32_t known = seq->n_tokens - seq->n_pending;
 
+    if (!is_generating(seq) || waits_for_token(seq))
+        end = end < known ? end : known; /* preempted with a token still to come */
     if (scored && budget > scored_left(sched, batch))
         budget = scored_left(sched, batch);
-    if (budget <= 0)
-        return;
     if (end > seq->n_computed + budget)
         end = seq->n_computed + budget;
+    if (end <= seq->n_computed)
+        return;
     struct batch_seq part = {
         .slot = slot,
         .n_rows = end - seq->n_computed,
@@ -209,6 +246,14 @@ static void plan_rows(struct scheduler *sched, struct batch *batch, int32_t slot
     };
     batch_add(batch, part, seq->tokens + seq->n_computed, seq->kv.pages,
               seq->n_tokens - seq->n_prompt);
+
+    struct step *step = &sched->steps[sched->n_steps];
+    step->parts[step->n_parts++] = (struct part){.run = seq->run, .slot = slot, .kv_len = end};
+    seq->n_computed = end;
+    if (part.wants_logits) {
+        seq->tokens[seq->n_tokens++] = PENDING;
+        seq->n_pending++;
+    }
 }
 
 /* Every generating sequence gets its token, in order; the last ones make room for the first. */
@@ -217,7 +262,7 @@ static void plan_generating(struct scheduler *sched, struct batch *batch)
     for (int32_t i = 0; i < sched->running.n; i++) {
         int32_t slot = sched->running.slots[i];
         struct seq *seq = &sched->seqs[slot];
-        if (!is_generating(seq))
+        if (!is_generating(seq) || waits_for_token(seq))
             continue;
         while (seq->state == SEQ_RUNNING && !kv_cache_grow(sched->kv, &seq->kv, seq->n_tokens))
             preempt(sched, sched->running.slots[sched->running.n - 1]);
@@ -257,6 +302,7 @@ static bool admit(struct scheduler *sched, int32_t slot)
         return false;
     }
     seq->n_computed = cached;
+    seq->run = sched->next_run++;
     if (seq->n_cached_prompt < 0)
         seq->n_cached_prompt = cached;
     seq->state = SEQ_RUNNING;
@@ -278,36 +324,46 @@ static void plan_admissions(struct scheduler *sched, struct batch *batch)
 
 void scheduler_plan(struct scheduler *sched, struct batch *batch)
 {
+    ASSERT(sched->n_steps < SCHEDULER_MAX_STEPS);
     batch_clear(batch);
+    sched->steps[sched->n_steps].n_parts = 0;
     plan_generating(sched, batch);
     plan_chunks(sched, batch);
     plan_admissions(sched, batch);
-    ASSERT(batch->n_rows > 0 || sched->running.n + sched->waiting.n == 0);
+    ASSERT(batch->n_rows > 0 || sched->n_steps > 0 || sched->running.n + sched->waiting.n == 0);
+    if (batch->n_rows > 0)
+        sched->n_steps++;
 }
 
-void scheduler_advance(struct scheduler *sched, const struct batch *batch)
+void scheduler_advance(struct scheduler *sched)
 {
-    for (int32_t i = 0; i < batch->n_seqs; i++) {
-        const struct batch_seq *part = &batch_seqs(batch)[i];
-        struct seq *seq = live_seq(sched, part->slot);
-        seq->n_computed = part->kv_len;
-        kv_cache_commit(sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    ASSERT(sched->n_steps > 0);
+    struct step done = sched->steps[0];
+
+    for (int32_t i = 0; i < done.n_parts; i++) {
+        struct seq *seq = &sched->seqs[done.parts[i].slot];
+        if (seq->run == done.parts[i].run)
+            kv_cache_commit(sched->kv, &seq->kv, seq->tokens, done.parts[i].kv_len);
     }
+    sched->n_steps--;
+    for (int i = 0; i < sched->n_steps; i++)
+        sched->steps[i] = sched->steps[i + 1];
+    sched->steps[sched->n_steps] = done; /* its memory is used again */
 }
 
 void scheduler_append(struct scheduler *sched, int32_t slot, int32_t token)
 {
     struct seq *seq = live_seq(sched, slot);
 
-    ASSERT(seq->n_computed == seq->n_tokens && seq->n_tokens < seq->max_tokens);
-    seq->tokens[seq->n_tokens++] = token;
+    ASSERT(seq->n_pending > 0);
+    seq->tokens[seq->n_tokens - seq->n_pending--] = token;
 }
 
 const int32_t *scheduler_generated(const struct scheduler *sched, int32_t slot, int32_t *n)
 {
     const struct seq *seq = &sched->seqs[slot];
 
-    *n = seq->n_tokens - seq->n_prompt;
+    *n = seq->n_tokens - seq->n_pending - seq->n_prompt;
     return seq->tokens + seq->n_prompt;
 }
 

@@ -10,7 +10,12 @@
  * Each step spends a budget of query tokens: sequences that generate come first, one token each;
  * then chunks of prompts, by priority and arrival. A prompt gets all its pages when it is admitted;
  * a sequence that generates takes a page when it crosses into one, and when none is left the
- * running sequence that is last in (priority, arrival) gives its pages back. */
+ * running sequence that is last in (priority, arrival) gives its pages back.
+ *
+ * Look-ahead: a step may be planned before the tokens of the one before it are known. Such a token
+ * is pending; in the next batch it stands as -1, which the backend takes from its own memory. A
+ * sequence that ends, or is preempted, while a step that writes its pages is under way gives them
+ * back at once all the same: steps run in order, so whoever gets a page writes it after that. */
 #pragma once
 
 #include "kernels/batch.h"
@@ -20,6 +25,8 @@
 #include <stdint.h>
 
 struct scheduler;
+
+enum { SCHEDULER_MAX_STEPS = 2 }; /* planned and not yet advanced */
 
 struct scheduler_config {
     int32_t slots;         /* sequences it can hold, waiting ones included */
@@ -34,8 +41,9 @@ struct scheduler_config {
 struct scheduler *scheduler_new(const struct scheduler_config *config);
 void scheduler_free(struct scheduler *sched);
 
-/* The limits of the batches it plans. */
+/* The limits of the batches it plans, which its configuration decides (but for kv_pages). */
 struct batch_limits scheduler_limits(const struct scheduler *sched);
+struct batch_limits scheduler_config_limits(const struct scheduler_config *config);
 
 struct scheduler_request {
     const int32_t *tokens; /* the prompt */
@@ -43,8 +51,9 @@ struct scheduler_request {
     int32_t max_new_tokens;
     int32_t priority;
     uint64_t cache_salt;
-    bool
-        score_prompt; /* the logits of its prompt's rows are wanted: nothing comes from the cache */
+    bool score_prompt; /* the logits of its prompt's rows are wanted: nothing comes from the cache
+                        */
+    bool needs_tokens; /* no step of it is planned before its last token is known */
 };
 
 /* Adds a waiting sequence in the free slot `slot`. The tokens are copied. A smaller priority runs
@@ -55,17 +64,19 @@ void scheduler_add(struct scheduler *sched, int32_t slot, const struct scheduler
 /* Takes a sequence out, whatever its state, and releases its pages. */
 void scheduler_remove(struct scheduler *sched, int32_t slot);
 
-/* Plans the next step into `batch` (cleared first). The batch is empty when nothing can run, which
- * is so only when no sequence is there. */
+/* Plans the next step into `batch` (cleared first), with fewer than SCHEDULER_MAX_STEPS under way.
+ * The batch is empty when nothing can run: when no sequence is there, or all wait for tokens of the
+ * steps under way. */
 void scheduler_plan(struct scheduler *sched, struct batch *batch);
 
-/* The step of `batch` was computed: its rows are in the cache. Before scheduler_append. */
-void scheduler_advance(struct scheduler *sched, const struct batch *batch);
+/* The oldest step under way was computed: its rows are in the cache. Before scheduler_append. */
+void scheduler_advance(struct scheduler *sched);
 
-/* The token sampled for a sequence whose logits the step gave. */
+/* The token sampled for a sequence whose logits the step gave: its oldest pending one. */
 void scheduler_append(struct scheduler *sched, int32_t slot, int32_t token);
 
-/* The tokens a sequence has generated so far, valid until the next call; `*n` of them. */
+/* The tokens a sequence has generated and that are known, valid until the next call; `*n` of them.
+ */
 const int32_t *scheduler_generated(const struct scheduler *sched, int32_t slot, int32_t *n);
 
 /* Prompt tokens that were found in the cache when the sequence was first admitted; -1 before. */

@@ -79,7 +79,8 @@ static struct runner open_model(const char *dir)
         .threads = 2, .slots = 1, .vocab_size = r.config.vocab_size, .limits = limits});
     r.model = model_load(dir, &r.config, r.be, &cancel, &err);
     ck_assert_msg(r.model != NULL, "%s", r.model ? "" : err.message);
-    ck_assert_int_eq(model_reserve(r.model, limits, MAX_PAGES, &err), 0);
+    ck_assert_int_eq(model_reserve(r.model, limits, &err), 0);
+    ck_assert_int_eq(model_open_cache(r.model, MAX_PAGES, &err), 0);
     r.batch = batch_new(limits);
     for (int i = 0; i < MAX_PAGES; i++) /* 5 is prime to the number of pages: a permutation */
         r.pages[i] = (i * 5 + 3) % MAX_PAGES;
@@ -166,7 +167,8 @@ static void check_checkpoint(const char *checkpoint, const char *vectors)
 
 static const char *const tiny[] = {
     "v2_lite", "v2_group_yarn_bf16", "v2_all_moe",    "v3_group_yarn", "v3_moonlight_f16",
-    "v3_fp8",  "v3_bias_tied",       "v3_dense_long", "v3_yarn_ratio",
+    "v3_fp8",  "v3_bias_tied",       "v3_dense_long", "v3_yarn_ratio", "glm4_moe_lite",
+    "youtu",
 };
 
 START_TEST(test_tiny_checkpoint_equals_transformers)

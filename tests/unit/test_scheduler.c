@@ -36,7 +36,7 @@ static void add(struct scheduler *s, int32_t slot, int32_t n_tokens, int32_t max
 /* Computes the planned step; token `token` comes out for every logit row. */
 static void compute(struct scheduler *s, const struct batch *batch, int32_t token)
 {
-    scheduler_advance(s, batch);
+    scheduler_advance(s);
     for (int32_t i = 0; i < batch->n_logits; i++)
         scheduler_append(s, batch_logits(batch)[i].slot, token);
 }
@@ -242,7 +242,7 @@ START_TEST(test_a_scored_prompt_gives_a_logit_row_for_every_token)
                 ck_assert_int_eq(logit.target, -1);
             }
         }
-        scheduler_advance(s, batch);
+        scheduler_advance(s);
         for (int32_t i = 0; i < batch->n_logits; i++)
             if (batch_logits(batch)[i].target < 0)
                 scheduler_append(s, batch_logits(batch)[i].slot, 1);
@@ -277,7 +277,7 @@ START_TEST(test_random_load_finishes_every_sequence)
         scheduler_plan(s, batch);
         ck_assert_int_le(batch->n_rows, config.max_rows);
         ck_assert_int_le(batch->n_seqs, config.max_running);
-        scheduler_advance(s, batch);
+        scheduler_advance(s);
         for (int32_t i = 0; i < batch->n_logits; i++) {
             struct batch_logit logit = batch_logits(batch)[i];
             ck_assert_int_eq(logit.step, got[logit.slot]);

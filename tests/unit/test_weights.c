@@ -14,24 +14,41 @@
 /* ---- the fake backend ------------------------------------------------------------------------ */
 
 static struct {
-    int live, uploads;
+    int live;
+    atomic_int uploads;
     int fail_at;   /* this upload fails; 0: none */
     int cancel_at; /* `cancel` is set during this upload; 0: never */
     atomic_int cancel;
 } fake;
 
-static int fake_upload(struct backend *be, struct tensor *dst, const struct tensor *host,
-                       struct error *err)
+static int fake_alloc_weight(struct backend *be, struct tensor *dst, enum weight_use use,
+                             enum dtype file_dtype, int rank, const int64_t *shape,
+                             struct error *err)
 {
     (void)be;
-    fake.uploads++;
-    if (fake.uploads == fake.fail_at)
-        return error_set(err, "the device is full");
-    if (fake.uploads == fake.cancel_at)
-        fake.cancel = 1;
-    *dst = *host;
-    dst->data = mem_copy(host->data, tensor_bytes(host));
+    (void)err;
+    *dst = (struct tensor){.dtype = use == WEIGHT_EXACT ? DTYPE_F32 : file_dtype, .rank = rank};
+    memcpy(dst->shape, shape, (size_t)rank * sizeof(*shape));
+    dst->data = mem_zalloc(1, tensor_bytes(dst));
     fake.live++;
+    return 0;
+}
+
+static int fake_upload(struct backend *be, struct tensor *dst, int64_t first,
+                       const struct tensor *host, struct error *err)
+{
+    char *out = (char *)dst->data + (size_t)first * dtype_size(dst->dtype);
+    int number = atomic_fetch_add(&fake.uploads, 1) + 1;
+
+    (void)be;
+    if (number == fake.fail_at)
+        return error_set(err, "the device is full");
+    if (number == fake.cancel_at)
+        fake.cancel = 1;
+    if (dst->dtype == host->dtype)
+        memcpy(out, host->data, tensor_bytes(host));
+    else
+        widen_to_f32((float *)out, host->data, host->dtype, tensor_elements(host));
     return 0;
 }
 
@@ -43,13 +60,30 @@ static void fake_release(struct backend *be, struct tensor *t)
     fake.live--;
 }
 
-static const struct backend_ops fake_ops = {
-    .name = "fake", .upload = fake_upload, .release = fake_release};
+static void *fake_stage_alloc(struct backend *be, size_t bytes)
+{
+    (void)be;
+    return malloc(bytes);
+}
+
+static void fake_stage_free(struct backend *be, void *stage)
+{
+    (void)be;
+    free(stage);
+}
+
+static const struct backend_ops fake_ops = {.name = "fake",
+                                            .stage_alloc = fake_stage_alloc,
+                                            .stage_free = fake_stage_free,
+                                            .alloc_weight = fake_alloc_weight,
+                                            .upload = fake_upload,
+                                            .release = fake_release};
 static struct backend backend = {.ops = &fake_ops};
 
 /* ---- a checkpoint in memory ------------------------------------------------------------------ */
 
 enum {
+    MAX_READERS = 16, /* threads of the loader: each may be in an upload when the load ends */
     MAX_ITEMS = 96,
     N_TENSORS = 38, /* of make_checkpoint */
 };
@@ -428,7 +462,7 @@ START_TEST(test_matrices_keep_their_dtype_and_the_router_becomes_f32)
     ck_assert_int_eq(w.embed.dtype, DTYPE_BF16);
     ck_assert_mem_eq(w.embed.data, find_item("model.embed_tokens.weight")->bytes,
                      tensor_bytes(&w.embed));
-    ck_assert_int_eq(w.final_norm.dtype, DTYPE_F16);
+    ck_assert_int_eq(w.final_norm.dtype, DTYPE_F32);
     assert_is(&w.layers[1].router, "model.layers.1.mlp.gate.weight");
     assert_is(&w.layers[1].router_bias, "model.layers.1.mlp.gate.e_score_correction_bias");
     free_good(&w);
@@ -691,12 +725,13 @@ END_TEST
 START_TEST(test_cancel_ends_the_load)
 {
     write_checkpoint();
-    for (int n = 0; n < 30; n += 7) {
+    for (int n = 0; n < 22; n += 7) {
         fake.uploads = 0;
         fake.cancel_at = n;
         fake.cancel = n == 0;
         assert_fails("cancelled");
-        ck_assert_int_eq(fake.uploads, n);
+        ck_assert_int_ge(fake.uploads, n);
+        ck_assert_int_lt(fake.uploads, n + MAX_READERS);
     }
 }
 END_TEST

@@ -133,6 +133,12 @@ def yarn(factor: float, original: int, mscale: float, mscale_all_dim: float, **m
     } | more
 
 
+def without_experts(full: dict) -> dict:
+    """A config.json that says nothing of experts; its layers are those of first_k_dense_replace."""
+    words = ("expert", "moe", "group", "topk", "scoring", "routed", "nextn")
+    return {key: value for key, value in full.items() if not any(w in key for w in words)}
+
+
 # fmt: off
 MODELS = [
     # V2-Lite: q_proj, softmax top-k, no groups, no scaling, plain rope.
@@ -231,6 +237,27 @@ MODELS = [
             },
         ),
         gains=dict(score=1.1, latent=0.03, router_bias_mean=-0.9),
+    ),
+    # GLM-4.7-Flash: V3's layers, one group, wide heads; which layers are MoE stands in a list.
+    Tiny(
+        "glm4_moe_lite",
+        config(
+            "v3", model_type="glm4_moe_lite", architectures=["Glm4MoeLiteForCausalLM"],
+            num_hidden_layers=3, n_group=1, topk_group=1, n_routed_experts=8, v_head_dim=40,
+            qk_nope_head_dim=24, num_experts_per_tok=2, routed_scaling_factor=1.8,
+            rms_norm_eps=1e-5, rope_theta=1000000.0, num_attention_heads=5,
+            mlp_layer_types=["dense", "sparse", "sparse"],
+        ),
+    ),
+    # Youtu-LLM: the attention without experts; tied embeddings are what an absent key means.
+    Tiny(
+        "youtu",
+        without_experts(config(
+            "v3", model_type="youtu", architectures=["YoutuForCausalLM"], rope_theta=1600000.0,
+            first_k_dense_replace=2, num_attention_heads=4, q_lora_rank=48, intermediate_size=96,
+            tie_word_embeddings=True,
+        )),
+        gains=dict(embed=0.4),
     ),
 ]
 # fmt: on
@@ -513,8 +540,8 @@ def healthy(model, prompt: list[int]) -> tuple[bool, str]:
 def acceptable(tiny: Tiny, watch: RouterWatch, ids: list[int]) -> bool:
     """Do the continuation and the routing along it put the implementation to the test?"""
     cfg = tiny.config
-    grouped = cfg["topk_group"] < cfg["n_group"] and watch.routers
-    biased = cfg["topk_method"] == "noaux_tc" and watch.routers
+    grouped = watch.routers and cfg["topk_group"] < cfg["n_group"]
+    biased = watch.routers and cfg["topk_method"] == "noaux_tc"
     return lively(ids) and (not grouped or watch.groups_matter) and (
         not biased or watch.bias_matters
     )  # fmt: skip

@@ -1,0 +1,150 @@
+#include "model/weight_list.h"
+
+#include "base/memory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MAX_ITEMS_PER_LAYER = sizeof(struct layer_weights) / sizeof(struct tensor), MAX_OTHERS = 3 };
+
+/* Where items are added, and what they have in common. */
+struct writer {
+    struct weight_list *list;
+    const struct model_config *config;
+    int32_t layer;
+};
+
+static void add(struct writer *w, struct tensor *dst, enum weight_use use, const char *part,
+                int64_t rows, int64_t cols)
+{
+    w->list->items[w->list->n++] = (struct weight_item){
+        .dst = dst, .use = use, .part = part, .layer = w->layer, .rows = rows, .cols = cols};
+}
+
+static void add_vector(struct writer *w, struct tensor *dst, const char *part, int64_t n)
+{
+    add(w, dst, WEIGHT_EXACT, part, n, 0);
+}
+
+static void add_matrix(struct writer *w, struct tensor *dst, const char *part, int64_t rows,
+                       int64_t cols)
+{
+    add(w, dst, WEIGHT_MATRIX, part, rows, cols);
+}
+
+static void add_experts(struct writer *w, struct tensor *dst, const char *part, int64_t rows,
+                        int64_t cols)
+{
+    add(w, dst, WEIGHT_MATRIX, part, rows, cols);
+    w->list->items[w->list->n - 1].experts = w->config->router.experts;
+}
+
+static void add_attention(struct writer *w, struct layer_weights *l)
+{
+    const struct model_config *c = w->config;
+    const struct mla_shape *mla = &c->mla;
+    int64_t d = c->hidden_size, q_lora = c->q_lora_rank, kv_lora = mla->kv_lora_rank;
+    int64_t q_rows = (int64_t)mla->heads * (mla->nope_dim + mla->rope_dim);
+    int64_t kv_b_rows = (int64_t)mla->heads * (mla->nope_dim + mla->v_dim);
+    int64_t kv_rows = kv_lora + mla->rope_dim;
+
+    if (q_lora == 0) {
+        add_matrix(w, &l->q, "self_attn.q_proj.weight", q_rows, d);
+    } else {
+        add_matrix(w, &l->q_a, "self_attn.q_a_proj.weight", q_lora, d);
+        add_vector(w, &l->q_a_norm, "self_attn.q_a_layernorm.weight", q_lora);
+        add_matrix(w, &l->q, "self_attn.q_b_proj.weight", q_rows, q_lora);
+    }
+    add_matrix(w, &l->kv_a, "self_attn.kv_a_proj_with_mqa.weight", kv_rows, d);
+    add_vector(w, &l->kv_a_norm, "self_attn.kv_a_layernorm.weight", kv_lora);
+    add_matrix(w, &l->kv_b, "self_attn.kv_b_proj.weight", kv_b_rows, kv_lora);
+    add_matrix(w, &l->o, "self_attn.o_proj.weight", d, (int64_t)mla->heads * mla->v_dim);
+    if (!c->attention_bias) /* which q_proj, q_b and kv_b never have */
+        return;
+    if (q_lora)
+        add_vector(w, &l->q_a_bias, "self_attn.q_a_proj.bias", q_lora);
+    add_vector(w, &l->kv_a_bias, "self_attn.kv_a_proj_with_mqa.bias", kv_rows);
+    add_vector(w, &l->o_bias, "self_attn.o_proj.bias", d);
+}
+
+static void add_moe(struct writer *w, struct layer_weights *l)
+{
+    const struct model_config *c = w->config;
+    int64_t d = c->hidden_size, width = c->moe_intermediate, shared = c->shared_intermediate;
+
+    add(w, &l->router, WEIGHT_EXACT, "mlp.gate.weight", c->router.experts, d);
+    if (c->router_bias)
+        add_vector(w, &l->router_bias, "mlp.gate.e_score_correction_bias", c->router.experts);
+    add_experts(w, &l->experts.gate, "gate_proj.weight", width, d);
+    add_experts(w, &l->experts.up, "up_proj.weight", width, d);
+    add_experts(w, &l->experts.down, "down_proj.weight", d, width);
+    if (shared == 0)
+        return;
+    add_matrix(w, &l->gate, "mlp.shared_experts.gate_proj.weight", shared, d);
+    add_matrix(w, &l->up, "mlp.shared_experts.up_proj.weight", shared, d);
+    add_matrix(w, &l->down, "mlp.shared_experts.down_proj.weight", d, shared);
+}
+
+static void add_dense(struct writer *w, struct layer_weights *l)
+{
+    int64_t d = w->config->hidden_size, width = w->config->dense_intermediate;
+
+    add_matrix(w, &l->gate, "mlp.gate_proj.weight", width, d);
+    add_matrix(w, &l->up, "mlp.up_proj.weight", width, d);
+    add_matrix(w, &l->down, "mlp.down_proj.weight", d, width);
+}
+
+struct weight_list weight_list_new(struct model_weights *weights, const struct model_config *config,
+                                   bool own_head)
+{
+    size_t most = (size_t)config->layers * MAX_ITEMS_PER_LAYER + MAX_OTHERS;
+    struct weight_list list = {.items = mem_zalloc(most, sizeof(*list.items))};
+    struct writer w = {&list, config, -1};
+    int64_t d = config->hidden_size;
+
+    add_matrix(&w, &weights->embed, "model.embed_tokens.weight", config->vocab_size, d);
+    for (w.layer = 0; w.layer < config->layers; w.layer++) {
+        struct layer_weights *l = &weights->layers[w.layer];
+        add_vector(&w, &l->input_norm, "input_layernorm.weight", d);
+        add_attention(&w, l);
+        add_vector(&w, &l->post_norm, "post_attention_layernorm.weight", d);
+        if (config->is_moe[w.layer])
+            add_moe(&w, l);
+        else
+            add_dense(&w, l);
+    }
+    w.layer = -1;
+    add_vector(&w, &weights->final_norm, "model.norm.weight", d);
+    if (own_head)
+        add_matrix(&w, &weights->lm_head, "lm_head.weight", config->vocab_size, d);
+    return list;
+}
+
+void weight_list_free(struct weight_list *list)
+{
+    free(list->items);
+    *list = (struct weight_list){0};
+}
+
+void weight_name(const struct weight_item *item, int32_t expert, char out[WEIGHT_NAME_BYTES])
+{
+    if (item->layer < 0)
+        snprintf(out, WEIGHT_NAME_BYTES, "%s", item->part);
+    else if (item->experts == 0)
+        snprintf(out, WEIGHT_NAME_BYTES, "model.layers.%d.%s", item->layer, item->part);
+    else
+        snprintf(out, WEIGHT_NAME_BYTES, "model.layers.%d.mlp.experts.%d.%s", item->layer, expert,
+                 item->part);
+}
+
+int weight_shape(const struct weight_item *item, int64_t shape[TENSOR_MAX_RANK])
+{
+    int rank = 0;
+
+    if (item->experts)
+        shape[rank++] = item->experts;
+    shape[rank++] = item->rows;
+    if (item->cols)
+        shape[rank++] = item->cols;
+    return rank;
+}
