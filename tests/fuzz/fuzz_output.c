@@ -6,10 +6,10 @@
 
 #include <string.h>
 
-enum { N_FORMATS = 6, MAX_BYTES = 4096, MAX_TRACED = 300 };
+enum { N_FORMATS = 7, MAX_BYTES = 4096, MAX_TRACED = 300 };
 
-static const char *const format_names[N_FORMATS] = {"deepseek", "kimi",  "glm",
-                                                    "mistral",  "think", "plain"};
+static const char *const format_names[N_FORMATS] = {"deepseek", "kimi",  "glm",         "mistral",
+                                                    "think",    "plain", "deepseek_v32"};
 static const char *const around_names[] = {"function", "```json", "```"};
 
 /* All parts of a text: their texts, one after the other, and where each part begins. */
