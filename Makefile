@@ -6,8 +6,8 @@ endif
 BUILD   ?= build
 VERSION := $(shell cat VERSION)
 
-PKGS     := libuv libmicrohttpd libcjson libpcre2-8
-CPPFLAGS += -I. -D_GNU_SOURCE -DMLAD_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKGS     := libuv libmicrohttpd gnutls libcjson libpcre2-8
+CPPFLAGS += -I. -D_GNU_SOURCE -DMLAD_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) libcurl 2>/dev/null)
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Werror
 CFLAGS   ?= -O2 -g
 CFLAGS   += -std=gnu11 $(WARN) -fno-math-errno -pthread -ffile-prefix-map=$(CURDIR)=.
@@ -33,18 +33,21 @@ SOURCES := $(foreach d,$(DIRS),$(wildcard $(d)/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/obj/%.o)
 ifeq ($(CUDA),1)
 CU_OBJECTS  := $(patsubst %.cu,$(BUILD)/obj/%.cu.o,$(wildcard kernels/cuda/*.cu))
-MLA_OBJECTS := $(filter $(BUILD)/obj/kernels/cuda/mla_%,$(CU_OBJECTS))
+MLA_OBJECTS := $(filter $(BUILD)/obj/kernels/cuda/mla_% $(BUILD)/obj/kernels/cuda/gemm%,$(CU_OBJECTS))
 OBJECTS     += $(CU_OBJECTS)
 CPPFLAGS    += -DMLAD_CUDA
-LDLIBS      += -L$(dir $(NVCC))../lib64 -lcudart_static -ldl -lrt -lstdc++
-GPU_TESTS   := $(patsubst tests/gpu/%.cu,$(BUILD)/gpu/%,$(wildcard tests/gpu/*.cu))
+CUDA_LIBS   := -L$(dir $(NVCC))../lib64 -lcudart_static -ldl -lrt -lstdc++
+LDLIBS      += $(CUDA_LIBS)
+GPU_TESTS   := $(patsubst tests/gpu/%.cu,$(BUILD)/gpu/%,$(wildcard tests/gpu/*.cu)) \
+	$(BUILD)/gpu/test_model
 endif
 LIBRARY := $(filter-out $(BUILD)/obj/server/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 HELPERS := $(patsubst tests/tokenizer/%.c,$(BUILD)/tests/%,$(wildcard tests/tokenizer/*.c)) \
-	$(patsubst tests/grammar/%.c,$(BUILD)/tests/%,$(wildcard tests/grammar/*.c))
+	$(patsubst tests/grammar/%.c,$(BUILD)/tests/%,$(wildcard tests/grammar/*.c)) \
+	$(patsubst tests/template/%.c,$(BUILD)/tests/%,$(wildcard tests/template/*.c))
 
-.PHONY: all libmla run test unit fuzz asan tsan tidy format dist clean help
+.PHONY: all libmla run test test-gpu unit fuzz asan tsan tidy format dist cuda-toolkit clean help
 .SECONDARY:
 
 all: $(BUILD)/mlad  ## build build/mlad
@@ -64,17 +67,36 @@ $(BUILD)/obj/%.cu.o: %.cu
 
 # libmla by itself, and the programs that test and time kernels on a GPU machine. None needs more
 # than the CUDA runtime, which is linked in.
+ifeq ($(CUDA),1)
 $(BUILD)/libmla.a: $(MLA_OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
-$(BUILD)/libmla.so: $(MLA_OBJECTS)
-	$(NVCC) $(NVFLAGS) -shared -o $@ $^
+$(BUILD)/libmla.so: $(MLA_OBJECTS) kernels/libmla.map
+	$(NVCC) $(NVFLAGS) -shared -Xlinker=--version-script=kernels/libmla.map \
+	-Xcompiler=-static-libstdc++,-static-libgcc -o $@ $(MLA_OBJECTS)
 libmla: $(BUILD)/libmla.a $(BUILD)/libmla.so  ## build libmla.a and libmla.so (needs nvcc)
+else
+libmla:
+	@echo 'libmla needs nvcc (CUDA=1 NVCC=/path/to/nvcc)' >&2; exit 1
+endif
 
-GPU_LIBRARY = $(filter $(BUILD)/obj/kernels/% $(BUILD)/obj/base/%,$(filter-out %/json.o,$(OBJECTS)))
+GPU_LIBRARY = $(filter $(BUILD)/obj/kernels/% $(BUILD)/obj/base/%,$(filter-out %/json.o %/log.o,$(OBJECTS)))
 $(BUILD)/gpu/%: tests/gpu/%.cu $(GPU_LIBRARY)
 	@mkdir -p $(@D)
 	$(NVCC) $(NVFLAGS) -MMD -MP -MF $@.d -o $@ $< $(GPU_LIBRARY) -lpthread
+
+# The whole model on the GPU. Of the libraries it needs cJSON alone.
+GPU_MODEL = $(filter $(BUILD)/obj/base/% $(BUILD)/obj/kernels/%,$(OBJECTS)) $(patsubst \
+	%,$(BUILD)/obj/model/%.o,config dequant keys model rope safetensors weight_list weights)
+$(BUILD)/gpu/test_model: tests/gpu/test_model.c $(GPU_MODEL)
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $< $(GPU_MODEL) \
+	$(shell pkg-config --libs libcjson 2>/dev/null) $(CUDA_LIBS) -lm
+
+test-gpu: $(filter $(BUILD)/gpu/test_%,$(GPU_TESTS)) | $(BUILD)/libmla.so  ## build and run the GPU tests (needs a GPU)
+	@set -e; for t in $^; do echo $$t; $$t; done
+	@if python3 -c 'import torch'; then python3 tests/gpu/check_mla_python.py $(BUILD)/libmla.so; \
+	else echo 'no torch: kernels/python/mla.py was not checked'; fi
 
 # What page.c puts into the binary, which no compiler sees.
 $(BUILD)/obj/server/page.o: server/page/chat.html server/page/openapi.json
@@ -94,6 +116,14 @@ $(BUILD)/tests/%: tests/tokenizer/%.c $(LIBRARY)
 $(BUILD)/tests/%: tests/grammar/%.c $(LIBRARY)
 	@mkdir -p $(@D)
 	$(LINK_TEST)
+$(BUILD)/tests/%: tests/template/%.c $(LIBRARY)
+	@mkdir -p $(@D)
+	$(LINK_TEST)
+
+# The client that measures a running daemon: see tests/bench/load.c.
+$(BUILD)/load: tests/bench/load.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Wno-conversion $(LDFLAGS) -o $@ $<
 
 unit: $(TESTS)  ## build and run the unit tests
 	@set -e; for t in $(TESTS); do $$t; done
@@ -135,6 +165,9 @@ $(BUILD)/dist/mlad: $(OBJECTS)
 
 dist:  ## a tarball that runs on any Linux of a recent glibc
 	@scripts/dist.sh
+
+cuda-toolkit:
+	@echo '$(if $(filter 1,$(CUDA)),$(abspath $(dir $(NVCC))..))'
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

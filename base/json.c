@@ -29,6 +29,84 @@ static bool has_nul_escape(const char *text, size_t len)
     return false;
 }
 
+/* The next value in the order of the text, or NULL after the last one below `root`. `parents` is a
+ * stack of `*depth` values. */
+static cJSON *next_in_text(cJSON *at, cJSON **parents, int *depth)
+{
+    if (at->child) {
+        parents[(*depth)++] = at;
+        return at->child;
+    }
+    while (!at->next && *depth > 0)
+        at = parents[--*depth];
+    return *depth > 0 ? at->next : NULL;
+}
+
+/* Past the string that begins at `at`. */
+static const char *skip_string(const char *at)
+{
+    for (at++; *at != '"'; at++)
+        at += *at == '\\';
+    return at + 1;
+}
+
+/* cJSON keeps a number as a double only. The text of those that say more is put where a string
+ * would be, which cJSON copies and frees with the value: numbers of the tree and of the (valid)
+ * text come in the same order. */
+static void keep_literals(cJSON *root, const char *text, const char *end)
+{
+    static const char digits[] = "+-.0123456789eE";
+    cJSON *parents[CJSON_NESTING_LIMIT + 1], *value = root;
+    int depth = 0;
+
+    for (const char *at = text; at < end;) {
+        if (*at == '"') {
+            at = skip_string(at);
+        } else if (*at == '-' || (*at >= '0' && *at <= '9')) {
+            size_t len = 0;
+            bool plain = true;
+            while (at + len < end && strchr(digits, at[len]))
+                plain &= !strchr(".eE", at[len++]);
+            while (!cJSON_IsNumber(value))
+                value = next_in_text(value, parents, &depth);
+            if (!plain || len > 15) {
+                value->valuestring = cJSON_malloc(len + 1);
+                ASSERT(value->valuestring);
+                memcpy(value->valuestring, at, len);
+                value->valuestring[len] = '\0';
+            }
+            at += len;
+            if (at < end)
+                value = next_in_text(value, parents, &depth);
+        } else {
+            at++;
+        }
+        if (!value)
+            break;
+    }
+}
+
+enum { VALUES_MAX = 1 << 22 };
+
+/* Whether the text has more than VALUES_MAX values, which are as many as commas outside of strings
+ * and brackets that open. */
+static bool has_too_many_values(const char *text, size_t len)
+{
+    size_t values = 1;
+
+    if (len < VALUES_MAX)
+        return false;
+    for (size_t i = 0; i < len; i++) {
+        if (text[i] == ',' || text[i] == '[' || text[i] == '{')
+            values++;
+        if (text[i] != '"')
+            continue;
+        for (i++; i < len && text[i] != '"'; i++)
+            i += text[i] == '\\';
+    }
+    return values > VALUES_MAX;
+}
+
 struct json *json_parse(const char *text, size_t len, struct error *err)
 {
     const char *end = NULL;
@@ -39,6 +117,10 @@ struct json *json_parse(const char *text, size_t len, struct error *err)
     }
     if (memchr(text, '\0', len) || has_nul_escape(text, len)) {
         error_set(err, "the JSON text holds the NUL character (\\u0000), which is not supported");
+        return NULL;
+    }
+    if (has_too_many_values(text, len)) {
+        error_set(err, "the JSON text holds more than %d values", (int)VALUES_MAX);
         return NULL;
     }
     cJSON *root = cJSON_ParseWithLengthOpts(text, len, &end, 0);
@@ -54,6 +136,7 @@ struct json *json_parse(const char *text, size_t len, struct error *err)
         error_set(err, "the JSON text goes on after its end at byte %zu", (size_t)(end - text));
         return NULL;
     }
+    keep_literals(root, text, text + len);
     return (struct json *)root;
 }
 
@@ -167,6 +250,12 @@ bool json_bool(const struct json *value)
     return cJSON_IsTrue(node(value));
 }
 
+const char *json_literal(const struct json *value)
+{
+    ASSERT(json_is(value, JSON_NUMBER));
+    return node(value)->valuestring;
+}
+
 bool json_integer(const struct json *value, int64_t *out)
 {
     if (!json_is(value, JSON_NUMBER))
@@ -235,25 +324,41 @@ void json_write_number(struct buffer *out, double number)
         buffer_printf(out, "%.9g", number);
 }
 
-/* The shortest digits that read back as the same number. */
-static void write_python_number(struct buffer *out, double number)
+/* repr() of a float: the shortest digits that read back as the same number. */
+static void write_python_float(struct buffer *out, double number)
 {
-    char text[32];
+    char text[40];
+    int digits = 1;
 
     if (!isfinite(number)) {
         buffer_append_str(out, isnan(number) ? "NaN" : number < 0 ? "-Infinity" : "Infinity");
         return;
     }
-    if (number == floor(number) && fabs(number) < 1e21) {
-        buffer_printf(out, "%.0f", number + 0.0); /* + 0.0: no "-0" */
-        return;
-    }
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(text, sizeof(text), "%.*g", digits, number);
+    for (; digits <= 17; digits++) {
+        snprintf(text, sizeof(text), "%.*e", digits - 1, number);
         if (strtod(text, NULL) == number)
             break;
     }
+    int exponent = atoi(strchr(text, 'e') + 1);
+    if (exponent < -4 || exponent >= 16) { /* printf drops a fraction of 0, as Python does */
+        snprintf(text, sizeof(text), "%.*g", digits, number);
+    } else {
+        int places = digits - 1 - exponent;
+        snprintf(text, sizeof(text), "%.*f", places > 1 ? places : 1, number);
+    }
     buffer_append_str(out, text);
+}
+
+static void write_python_number(struct buffer *out, const struct json *value)
+{
+    const char *literal = json_literal(value);
+
+    if (literal && literal[strcspn(literal, ".eE")])
+        write_python_float(out, json_number(value));
+    else if (literal)
+        buffer_append_str(out, literal);
+    else
+        buffer_printf(out, "%.0f", json_number(value) + 0.0); /* + 0.0: no "-0" */
 }
 
 static void write_python_children(struct buffer *out, const struct json *value)
@@ -283,7 +388,7 @@ void json_write_python(struct buffer *out, const struct json *value)
         buffer_append_str(out, json_bool(value) ? "true" : "false");
         break;
     case JSON_NUMBER:
-        write_python_number(out, json_number(value));
+        write_python_number(out, value);
         break;
     case JSON_STRING:
         json_write_string(out, json_string(value), -1);

@@ -1,7 +1,8 @@
 /* JSON: parsed documents as read-only values (over cJSON), and a writer into a buffer.
  *
- * Limits: nesting of 1,000; text must be UTF-8; the escape \u0000 is refused, because the values
- * are C strings. Of equal keys in an object the last one counts. */
+ * Limits: nesting of 1,000; 4 million values (a value takes 64 bytes, whatever its text takes);
+ * text must be UTF-8; the escape \u0000 is refused, because the values are C strings. Of equal keys
+ * in an object the last one counts. */
 #pragma once
 
 #include "base/buffer.h"
@@ -43,6 +44,11 @@ const char *json_string(const struct json *value);           /* only for JSON_ST
 double json_number(const struct json *value);                /* only for JSON_NUMBER */
 bool json_bool(const struct json *value);                    /* only for JSON_BOOL */
 
+/* How the number was written, where its value alone doesn't tell: with a fraction, an exponent or
+ * more than 15 characters (1.0 and 1 differ in Python, and integers have no bound there). NULL for
+ * other numbers. Lives as long as the value. */
+const char *json_literal(const struct json *value); /* only for JSON_NUMBER */
+
 /* True when the number is a whole one that fits; writes it. */
 bool json_integer(const struct json *value, int64_t *out);
 
@@ -57,7 +63,6 @@ void json_write_string(struct buffer *out, const char *text, long len);
 void json_write_number(struct buffer *out, double number);
 
 /* Writes `value` as Python's json.dumps(value, ensure_ascii=False) does, which is how chat
- * templates show JSON to a model: ", " and ": " between, keys in their order, floats by their
- * shortest form. A whole number is written as an integer below 1e21, since 1.0 and 1 are the same
- * value here; and equal keys are all written. */
+ * templates show JSON to a model: ", " and ": " between, keys in their order, integers in full,
+ * floats by their shortest form; but equal keys are all written. */
 void json_write_python(struct buffer *out, const struct json *value);

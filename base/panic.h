@@ -3,8 +3,8 @@
 #pragma once
 
 /* Prints "file:line: message" to stderr and aborts. */
-_Noreturn void panic_at(const char *file, int line, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+void panic_at(const char *file, int line, const char *format, ...)
+    __attribute__((noreturn, format(printf, 3, 4)));
 
 #define PANIC(...) panic_at(__FILE__, __LINE__, __VA_ARGS__)
 

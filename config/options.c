@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum option_type { OPT_STRING, OPT_SECRET, OPT_INT, OPT_BOOL, OPT_CHOICE };
+enum option_type { OPT_STRING, OPT_SECRET, OPT_INT, OPT_NUMBER, OPT_BOOL, OPT_CHOICE };
 
 struct option {
     const char *name; /* as after "--"; MLAD_NAME in the environment with '-' as '_' */
@@ -36,6 +36,10 @@ struct option {
     {                                                                                              \
         name, OPT_INT, offsetof(struct options, field), min, max, value, metavar, help, NULL       \
     }
+#define NUMBER(field, name, min, max, value, metavar, help)                                        \
+    {                                                                                              \
+        name, OPT_NUMBER, offsetof(struct options, field), min, max, value, metavar, help, NULL    \
+    }
 #define SWITCH(field, name, value, help)                                                           \
     {                                                                                              \
         name, OPT_BOOL, offsetof(struct options, field), 0, 0, value, "", help, NULL               \
@@ -52,28 +56,65 @@ static const struct option table[] = {
          "model that ships)"),
     TEXT(served_model_name, "served-model-name", "", "NAME",
          "name clients use for the model (empty: the folder's name)"),
-    TEXT(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 for all"),
-    INTEGER(port, "port", 0, 65535, "8080", "N", "port to listen on; 0 for any free one"),
+    TEXT(chat_template, "chat-template", "auto", "FILE",
+         "chat template to use (auto: the model's own, or else a built-in format; builtin: never "
+         "the model's own)"),
+    SWITCH(trust_request_chat_template, "trust-request-chat-template", "false",
+           "allow requests to bring a chat template of their own"),
     INTEGER(max_model_len, "max-model-len", 0, 1 << 24, "0", "TOKENS",
             "longest context of a request, prompt and answer (0: what model and cache allow)"),
     INTEGER(max_num_seqs, "max-num-seqs", 1, 4096, "256", "N", "sequences that run in one batch"),
     INTEGER(max_num_batched_tokens, "max-num-batched-tokens", 0, 1 << 20, "0", "TOKENS",
-            "token budget of one step; longer prompts are cut in chunks (0: 512, or max-num-seqs "
-            "when that is more)"),
+            "token budget of one step; longer prompts are cut in chunks (0: 8192 on a GPU, 512 on "
+            "a CPU, or max-num-seqs when that is more)"),
+    CHOICE(device, "device", "auto|cpu|cuda", "auto",
+           "what computes; auto is a GPU when there is one that mlad can run on"),
+    SWITCH(dummy_weights, "dummy-weights", "false",
+           "make random weights of the model's shapes, to try and time it without its files; "
+           "--model may then be a config.json"),
+    CHOICE(kv_dtype, "kv-dtype", "auto|f32|bf16|fp8", "auto",
+           "type of the KV cache: bf16 (auto) or fp8 on a GPU, f32 on a CPU"),
+    NUMBER(gpu_memory_utilization, "gpu-memory-utilization", 0, 1, "0.9", "SHARE",
+           "share of the GPU's memory to use for weights, working memory and KV cache"),
     INTEGER(num_kv_pages, "num-kv-pages", 0, 1 << 26, "0", "N",
             "pages of the KV cache, 64 tokens each (0: from kv-cache-memory-mib)"),
-    INTEGER(kv_cache_memory_mib, "kv-cache-memory-mib", 1, 1 << 24, "1024", "MIB",
-            "memory for the KV cache"),
+    INTEGER(kv_cache_memory_mib, "kv-cache-memory-mib", 0, 1 << 24, "0", "MIB",
+            "memory for the KV cache (0: 1024 on a CPU, what gpu-memory-utilization leaves on a "
+            "GPU)"),
+    CHOICE(look_ahead, "look-ahead", "auto|on|off", "auto",
+           "plan a step before the tokens of the one before are read; auto is on with a GPU"),
+    SWITCH(batch_invariant, "batch-invariant", "false",
+           "on a GPU too, compute the same bits whatever else is in the batch; somewhat slower"),
+    INTEGER(fail_at_step, "fail-at-step", 0, INT32_MAX, "0", "N",
+            "behave as if the device failed at this step, to test what happens then (0: never)"),
+    TEXT(bench_prompts, "bench-prompts", "128,1024,8192", "TOKENS,...",
+         "mlad bench: lengths of prompts to compute"),
+    TEXT(bench_batches, "bench-batches", "1,8,32,64,128,256", "N,...",
+         "mlad bench: numbers of sequences that generate at once"),
+    TEXT(bench_contexts, "bench-contexts", "1024", "TOKENS,...",
+         "mlad bench: how long their contexts are"),
+    INTEGER(bench_steps, "bench-steps", 8, 1 << 20, "64", "N",
+            "mlad bench: steps of generation to measure"),
+    SWITCH(json, "json", "false", "mlad bench: print JSON instead of tables"),
     SWITCH(enable_prefix_caching, "enable-prefix-caching", "true",
            "reuse the KV pages of prompts that begin alike"),
     INTEGER(threads, "threads", 0, 1024, "0", "N",
             "threads of the CPU backend (0: one for each core)"),
+    TEXT(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 for all"),
+    INTEGER(port, "port", 0, 65535, "8080", "N", "port to listen on; 0 for any free one"),
     INTEGER(max_queue, "max-queue", 0, 1 << 20, "1024", "N",
             "requests that may wait for their turn; past it clients get 429"),
+    INTEGER(queue_timeout_s, "queue-timeout-s", 0, 1 << 24, "0", "SECONDS",
+            "time a request may wait for its turn; past it 503 (0: only --request-timeout-s)"),
+    INTEGER(max_answer_tokens, "max-answer-tokens", 0, 1 << 24, "0", "TOKENS",
+            "longest answer: a request that asks for more gets 400, one that does not say gets at "
+            "most so many (0: what the context allows)"),
     INTEGER(max_connections, "max-connections", 1, 1 << 20, "4096", "N",
             "open connections; past it clients get 503"),
     INTEGER(max_body_mib, "max-body-mib", 1, 1024, "32", "MIB",
             "size of a request body; past it clients get 413"),
+    INTEGER(max_uploads_mib, "max-uploads-mib", 1, 1 << 20, "512", "MIB",
+            "memory for the bodies of all requests; past it those above 64 KiB get 429"),
     INTEGER(max_stream_buffer_kib, "max-stream-buffer-kib", 16, 1 << 20, "1024", "KIB",
             "text that may wait for a client that reads slowly; past it the client is dropped"),
     INTEGER(request_timeout_s, "request-timeout-s", 0, 1 << 24, "600", "SECONDS",
@@ -86,6 +127,11 @@ static const struct option table[] = {
             "a silent stream sends a comment this often, so that proxies keep it"),
     INTEGER(drain_timeout_s, "drain-timeout-s", 0, 1 << 20, "25", "SECONDS",
             "time for requests in flight to finish after SIGTERM"),
+    TEXT(tls_cert, "tls-cert", "", "FILE",
+         "PEM file of the certificate, and those above it, to serve HTTPS with; read again at "
+         "SIGHUP"),
+    TEXT(tls_key, "tls-key", "", "FILE",
+         "PEM file of its key (empty: the key is in the file of --tls-cert)"),
     SECRET(api_key, "api-key", "KEYS",
            "keys that clients must send, separated by commas; only as MLAD_API_KEY or in a file"),
     TEXT(api_key_file, "api-key-file", "", "FILE",
@@ -98,10 +144,21 @@ static const struct option table[] = {
             "inference requests of one key at once; past it 429 (0: no limit)"),
     TEXT(cors_origin, "cors-origin", "", "ORIGIN",
          "web origin whose pages may call the API; * for all"),
+    INTEGER(max_sessions, "max-sessions", 1, 1 << 20, "4096", "N",
+            "SageMaker sessions that may be open at once; past it 429"),
+    INTEGER(session_lifetime_s, "session-lifetime-s", 1, 1 << 24, "1200", "SECONDS",
+            "how long a SageMaker session is open"),
     INTEGER(watchdog_s, "watchdog-s", 0, 1 << 20, "120", "SECONDS",
             "/health is 503 when the engine has work and makes no step for so long (0: never)"),
     TEXT(notify_socket, "notify-socket", "", "PATH",
          "socket of a service manager to tell of readiness (systemd's NOTIFY_SOCKET)"),
+    TEXT(otlp_traces_endpoint, "otlp-traces-endpoint", "", "URL",
+         "OpenTelemetry collector to send a span of each request to, as OTLP over HTTP in JSON; "
+         "http://HOST:4318/v1/traces, say"),
+    SECRET(otlp_headers, "otlp-headers", "NAME=VALUE,...",
+           "headers for the collector; only as MLAD_OTLP_HEADERS or in a file"),
+    TEXT(otlp_service_name, "otlp-service-name", "mlad", "NAME",
+         "what the collector calls this service"),
     SWITCH(access_log, "access-log", "false", "log a line for each request"),
     CHOICE(log_level, "log-level", "error|warning|info|debug", "info",
            "least level that is logged"),
@@ -111,6 +168,19 @@ static const struct option table[] = {
     SWITCH(version, "version", "false", "show the version"),
 };
 
+/* What --help writes above the option of that name. */
+static const struct {
+    const char *first, *title;
+} groups[] = {
+    {"model", "The model, and the machine it runs on"},
+    {"host", "Clients: where they come in, and how much of everything they may have"},
+    {"tls-cert", "Who may come in"},
+    {"max-sessions", "For the platform around"},
+    {"otlp-traces-endpoint", "Logs and traces"},
+    {"config", "This program"},
+};
+
+enum { HELP_WIDTH = 80 };
 enum { N_OPTIONS = sizeof(table) / sizeof(table[0]), NAME_MAX_LEN = 64, CONFIG_MAX = 1 << 20 };
 
 static char **string_field(struct options *options, const struct option *opt)
@@ -118,10 +188,23 @@ static char **string_field(struct options *options, const struct option *opt)
     return (char **)((char *)options + opt->field);
 }
 
+/* Names that users of other servers know. */
+static const struct {
+    const char *alias, *name;
+} aliases[] = {{"ssl-certfile", "tls-cert"}, {"ssl-keyfile", "tls-key"}};
+
+static bool is_word(const char *word, const char *text, size_t len)
+{
+    return strlen(word) == len && strncmp(word, text, len) == 0;
+}
+
 static const struct option *find(const char *name, size_t len)
 {
+    for (size_t i = 0; i < sizeof(aliases) / sizeof(aliases[0]); i++)
+        if (is_word(aliases[i].alias, name, len))
+            return find(aliases[i].name, strlen(aliases[i].name));
     for (int i = 0; i < N_OPTIONS; i++)
-        if (strlen(table[i].name) == len && strncmp(table[i].name, name, len) == 0)
+        if (is_word(table[i].name, name, len))
             return &table[i];
     return NULL;
 }
@@ -152,6 +235,19 @@ static int set_integer(struct options *options, const struct option *opt, const 
     return 0;
 }
 
+static int set_number(struct options *options, const struct option *opt, const char *value,
+                      struct error *err)
+{
+    char *end = NULL;
+    double number = strtod(value, &end);
+
+    if (end == value || *end || !(number >= (double)opt->min && number <= (double)opt->max))
+        return error_set(err, "--%s must be a number from %lld to %lld, got \"%s\"", opt->name,
+                         (long long)opt->min, (long long)opt->max, value);
+    *(double *)((char *)options + opt->field) = number;
+    return 0;
+}
+
 static int set_switch(struct options *options, const struct option *opt, const char *value,
                       struct error *err)
 {
@@ -169,6 +265,8 @@ static int set(struct options *options, const struct option *opt, const char *va
     switch (opt->type) {
     case OPT_INT:
         return set_integer(options, opt, value, err);
+    case OPT_NUMBER:
+        return set_number(options, opt, value, err);
     case OPT_BOOL:
         return set_switch(options, opt, value, err);
     case OPT_CHOICE:
@@ -204,7 +302,11 @@ static const struct {
 } platform[] = {
     {"SAGEMAKER_BIND_TO_PORT", "port", NULL},
     {"SAGEMAKER_BIND_TO_PORT", "host", "0.0.0.0"},
+    {"SAGEMAKER_SESSIONS_EXPIRATION", "session-lifetime-s", NULL},
     {"NOTIFY_SOCKET", "notify-socket", NULL},
+    {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp-traces-endpoint", NULL},
+    {"OTEL_EXPORTER_OTLP_HEADERS", "otlp-headers", NULL},
+    {"OTEL_SERVICE_NAME", "otlp-service-name", NULL},
 };
 
 static int load_platform(struct options *options, struct error *err)
@@ -300,8 +402,8 @@ static int load_argument(struct options *options, int n_args, char *const *args,
         return error_set(err, "unknown flag %.*s (see --help)", (int)len + 2, word);
     if (opt->type == OPT_SECRET)
         return error_set(err,
-                         "--%s is a secret, and command lines are public: use MLAD_API_KEY or "
-                         "--api-key-file",
+                         "--%s is a secret, and command lines are public: set it in the "
+                         "environment or a file",
                          opt->name);
     if (equals)
         return set(options, opt, equals + 1, err);
@@ -321,48 +423,84 @@ static int load_arguments(struct options *options, int n_args, char *const *args
     return 0;
 }
 
-int options_load(struct options *options, int n_args, char *const *args, struct error *err)
+/* Defaults, the file of the lowest rank, what the environment and the command line say. */
+static int load_all(struct options *options, const char *defaults, int n_args, char *const *args,
+                    struct error *err)
 {
     *options = (struct options){0};
     for (int i = 0; i < N_OPTIONS; i++)
         if (set(options, &table[i], table[i].value, err))
             PANIC("default of --%s: %s", table[i].name, err->message);
 
+    if (defaults && load_file(options, defaults, err))
+        return -1;
     /* The file's name may come from the environment or the command line, so both are read first to
      * find it, and again to override what the file says. */
     if (load_environment(options, err) || load_arguments(options, n_args, args, err))
-        goto fail;
-    if (*options->config) {
-        char *path = mem_strdup(options->config);
-        int rc = load_file(options, path, err);
-        free(path);
-        if (rc || load_environment(options, err) || load_arguments(options, n_args, args, err))
-            goto fail;
-    }
-    return 0;
-fail:
+        return -1;
+    if (!*options->config)
+        return 0;
+    char *path = mem_strdup(options->config);
+    int rc = load_file(options, path, err);
+    free(path);
+    return rc || load_environment(options, err) || load_arguments(options, n_args, args, err) ? -1
+                                                                                              : 0;
+}
+
+int options_load_over(struct options *options, const char *defaults, int n_args, char *const *args,
+                      struct error *err)
+{
+    if (load_all(options, defaults, n_args, args, err) == 0)
+        return 0;
     options_free(options);
     return -1;
+}
+
+int options_load(struct options *options, int n_args, char *const *args, struct error *err)
+{
+    return options_load_over(options, NULL, n_args, args, err);
 }
 
 void options_free(struct options *options)
 {
     for (int i = 0; i < N_OPTIONS; i++)
-        if (table[i].type != OPT_INT && table[i].type != OPT_BOOL)
+        if (table[i].type != OPT_INT && table[i].type != OPT_NUMBER && table[i].type != OPT_BOOL)
             free(*string_field(options, &table[i]));
     *options = (struct options){0};
 }
 
+/* Writes words, on lines of at most HELP_WIDTH columns. */
+static void print_wrapped(FILE *out, const char *text)
+{
+    int column = 0;
+
+    while (*text) {
+        int len = (int)strcspn(text, " ");
+        if (column && column + 1 + len > HELP_WIDTH)
+            column = 0, fputc('\n', out);
+        column += fprintf(out, column ? " %.*s" : "      %.*s", len, text);
+        text += len + strspn(text + len, " ");
+    }
+    fputc('\n', out);
+}
+
 void options_print_help(FILE *out)
 {
+    char text[1024];
+
     for (int i = 0; i < N_OPTIONS; i++) {
         const struct option *opt = &table[i];
-        fprintf(out, "  --%s%s%s\n      %s", opt->name, *opt->metavar ? " " : "", opt->metavar,
-                opt->help);
-        if (*opt->value && opt->type != OPT_BOOL)
-            fprintf(out, " [%s]", opt->value);
-        if (opt->type == OPT_BOOL && strcmp(opt->value, "true") == 0)
-            fprintf(out, " [on; --no-%s]", opt->name);
-        fputc('\n', out);
+        bool on = opt->type == OPT_BOOL && strcmp(opt->value, "true") == 0;
+        for (size_t g = 0; g < sizeof(groups) / sizeof(groups[0]); g++)
+            if (strcmp(groups[g].first, opt->name) == 0)
+                fprintf(out, "%s%s\n\n", i ? "\n" : "", groups[g].title);
+        fprintf(out, "  --%s%s%s\n", opt->name, *opt->metavar ? " " : "", opt->metavar);
+        if (on)
+            snprintf(text, sizeof(text), "%s [on; --no-%s]", opt->help, opt->name);
+        else if (*opt->value && opt->type != OPT_BOOL)
+            snprintf(text, sizeof(text), "%s [%s]", opt->help, opt->value);
+        else
+            snprintf(text, sizeof(text), "%s", opt->help);
+        print_wrapped(out, text);
     }
 }

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_CHOICES = 16384 };
+enum { MAX_CHOICES = 16384, MAX_CALLS = 128 };
 
 struct grammar {
     pthread_mutex_t lock; /* of all below */
@@ -53,6 +53,28 @@ static uint32_t compile_choices(struct rules *rules, const struct json *list)
     return node;
 }
 
+/* One of the calls: its name as the model writes it, the separator, and the arguments. */
+static uint32_t compile_calls(struct rules *rules, const struct json *list)
+{
+    uint32_t calls[MAX_CALLS];
+    size_t count = 0;
+
+    if (!json_is(list, JSON_ARRAY) || !json_first(list) || json_count(list) > MAX_CALLS)
+        return rules_fail(rules, "it must be an array of 1 to %d calls", (int)MAX_CALLS);
+    for (const struct json *call = json_first(list); call; call = json_next(call)) {
+        const struct json *name = json_get(call, "name"), *schema = json_get(call, "arguments");
+        struct json_forms forms;
+        if (!json_is(name, JSON_STRING))
+            return rules_fail(rules, "a call must have a name");
+        json_forms_init(&forms, rules);
+        uint32_t text = rules_text(rules, json_string(name));
+        uint32_t arguments = schema ? schema_compile(rules, schema) : json_form_object(&forms);
+        calls[count++] =
+            RULES_SEQUENCE(rules, text, rules_text(rules, VOCABULARY_SEPARATOR), arguments);
+    }
+    return rules_choice(rules, calls, count);
+}
+
 /* The node of a source in JSON. */
 static uint32_t compile_json(struct rules *rules, enum grammar_kind kind, const char *source,
                              size_t len)
@@ -65,6 +87,8 @@ static uint32_t compile_json(struct rules *rules, enum grammar_kind kind, const 
         return rules_fail(rules, "%s", err.message);
     if (kind == GRAMMAR_CHOICE)
         node = compile_choices(rules, json);
+    else if (kind == GRAMMAR_CALLS)
+        node = compile_calls(rules, json);
     else
         node = schema_compile(rules, json);
     json_free(json);
@@ -82,7 +106,7 @@ static uint32_t compile_source(struct rules *rules, enum grammar_kind kind, cons
     }
     if (len > GRAMMAR_MAX_SOURCE)
         return rules_fail(rules, "it is longer than %d bytes", (int)GRAMMAR_MAX_SOURCE);
-    if (kind == GRAMMAR_JSON_SCHEMA || kind == GRAMMAR_CHOICE)
+    if (kind == GRAMMAR_JSON_SCHEMA || kind == GRAMMAR_CHOICE || kind == GRAMMAR_CALLS)
         return compile_json(rules, kind, source, len);
     if (!utf8_valid(source, len))
         return rules_fail(rules, "it is not valid UTF-8");
@@ -102,6 +126,8 @@ static const char *kind_name(enum grammar_kind kind)
         return "the regular expression";
     case GRAMMAR_CHOICE:
         return "the list of choices";
+    case GRAMMAR_CALLS:
+        return "the parameters of a tool";
     case GRAMMAR_EBNF:
         return "the grammar";
     }
@@ -250,7 +276,7 @@ bool grammar_accept(struct grammar_state *s, int32_t token)
     }
     if (s->ended || token < 0 || token >= trie->size || !trie->ordinary[token])
         return false;
-    const char *bytes = tokenizer_bytes(trie->tok, token, &len);
+    const char *bytes = vocabulary_trie_bytes(trie, token, &len);
     pthread_mutex_lock(&g->lock);
     collect_if_full(g);
     int32_t at = s->state;

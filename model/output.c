@@ -308,13 +308,13 @@ static bool begin_call(struct output_parser *p, const char *text, size_t len)
     if (piece.len == 0)
         return false;
     p->emit(p->arg, &piece);
-    pairs_begin(&p->pairs, find_parameters(p, piece.text, piece.len));
+    pairs_begin(&p->pairs, p->syntax->tags, find_parameters(p, piece.text, piece.len));
     return true;
 }
 
 static bool step_name(struct output_parser *p, bool final)
 {
-    bool in_pairs = p->syntax->arguments == ARGUMENTS_IN_PAIRS;
+    bool in_pairs = call_name_ends_in_pairs(p->syntax);
     const char *markers[N_M];
     int found;
 

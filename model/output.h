@@ -40,8 +40,8 @@ struct output_format;
 /* The format whose markers the vocabulary has; if none, "think" or "plain". Never NULL. */
 const struct output_format *output_format_find(const struct tokenizer *tok);
 
-/* By name: deepseek, kimi, glm, mistral, think (reasoning only), plain (content only). NULL when
- * there is none of that name. */
+/* By name: deepseek_v32, deepseek, kimi, glm, mistral, think (reasoning only), plain (content
+ * only). NULL when there is none of that name. */
 const struct output_format *output_format_by_name(const char *name);
 
 const char *output_format_name(const struct output_format *format);
@@ -60,6 +60,12 @@ int output_format_marker_ids(const struct output_format *format, const struct to
 int output_force_call(const struct output_format *format, const struct tokenizer *tok,
                       const char *name, struct token_list *tokens, struct buffer *text,
                       struct error *err);
+
+/* A call between its beginning and its arguments: what stands for the name of a function, and the
+ * marker after it, the "separator". The first gives the text; the second the marker's id, or -1
+ * where calls have none or arguments that are no JSON. */
+void output_call_name(const struct output_format *format, const char *name, struct buffer *out);
+int32_t output_call_separator(const struct output_format *format, const struct tokenizer *tok);
 
 enum output_part {
     OUTPUT_REASONING,

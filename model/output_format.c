@@ -8,6 +8,22 @@
 #define FENCE_END   "\n```"
 
 static const struct output_format formats[] = {
+    /* DeepSeek V3.2, whose vocabulary also has the markers of V3.1. */
+    {
+        .name = "deepseek_v32",
+        .think_begin = MARKER_THINK_BEGIN,
+        .think_end = MARKER_THINK_END,
+        .section_begin = "<｜DSML｜function_calls>",
+        .section_end = "</｜DSML｜function_calls>",
+        .calls = {{.begin = "<｜DSML｜invoke name=\"",
+                   .name_end = "\">",
+                   .ends = {"</｜DSML｜invoke>"},
+                   .arguments = ARGUMENTS_IN_PAIRS,
+                   .tags = &pair_tags_dsml,
+                   .forced = "\n<｜DSML｜invoke name=\""}},
+        .tokens = {"｜DSML｜", MARKER_THINK_BEGIN, MARKER_THINK_END},
+        .required = 1,
+    },
     /* DeepSeek V3.1: <call>NAME<sep>{…}<end>. V3 and R1: <call>function<sep>NAME and the arguments
      * in a fence. The vocabularies are the same, so the text decides call by call; the price is
      * that V3.1 can't call a function named "function". */
@@ -54,7 +70,8 @@ static const struct output_format formats[] = {
         .calls = {{.begin = "<tool_call>",
                    .name_end = "<arg_key>",
                    .ends = {"</tool_call>"},
-                   .arguments = ARGUMENTS_IN_PAIRS}},
+                   .arguments = ARGUMENTS_IN_PAIRS,
+                   .tags = &pair_tags_glm}},
         .tokens = {"<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>",
                    "</arg_value>", MARKER_THINK_BEGIN, MARKER_THINK_END},
         .required = 6,
@@ -134,6 +151,11 @@ int output_format_marker_ids(const struct output_format *format, const struct to
     return n;
 }
 
+bool call_name_ends_in_pairs(const struct call_syntax *syntax)
+{
+    return syntax->tags && strcmp(syntax->name_end, syntax->tags->key_begin) == 0;
+}
+
 /* Adds a part of a forced beginning to the tokens and to the text. */
 static int add_part(const struct tokenizer *tok, const char *part, enum encode_mode mode,
                     struct token_list *tokens, struct buffer *text, struct error *err)
@@ -142,17 +164,34 @@ static int add_part(const struct tokenizer *tok, const char *part, enum encode_m
     return tokenizer_encode(tok, part, strlen(part), mode, tokens, err);
 }
 
+void output_call_name(const struct output_format *format, const char *name, struct buffer *out)
+{
+    const struct call_syntax *syntax = &format->calls[0];
+
+    if (syntax->id_prefix)
+        buffer_printf(out, "%s%s%s0", syntax->id_prefix, name, syntax->id_separator);
+    else
+        buffer_append_str(out, name);
+}
+
+int32_t output_call_separator(const struct output_format *format, const struct tokenizer *tok)
+{
+    const struct call_syntax *syntax = &format->calls[0];
+
+    if (!output_format_has_calls(format) || syntax->arguments != ARGUMENTS_AS_THEY_ARE)
+        return -1;
+    return tokenizer_id(tok, syntax->name_end);
+}
+
 /* The name is text only: no name that a client invents becomes a marker. */
-static int add_name(const struct call_syntax *syntax, const struct tokenizer *tok, const char *name,
-                    struct token_list *tokens, struct buffer *text, struct error *err)
+static int add_name(const struct output_format *format, const struct tokenizer *tok,
+                    const char *name, struct token_list *tokens, struct buffer *text,
+                    struct error *err)
 {
     struct buffer id;
 
     buffer_init(&id, 1 << 20);
-    if (syntax->id_prefix)
-        buffer_printf(&id, "%s%s%s0", syntax->id_prefix, name, syntax->id_separator);
-    else
-        buffer_append_str(&id, name);
+    output_call_name(format, name, &id);
     int rc = id.overflowed ? error_set(err, "the function's name is too long")
                            : add_part(tok, id.data, ENCODE_TEXT_ONLY, tokens, text, err);
     buffer_free(&id);
@@ -170,13 +209,14 @@ int output_force_call(const struct output_format *format, const struct tokenizer
     if (format->section_begin &&
         add_part(tok, format->section_begin, ENCODE_WITH_SPECIALS, tokens, text, err))
         return -1;
-    if (add_part(tok, syntax->begin, ENCODE_WITH_SPECIALS, tokens, text, err))
+    if (add_part(tok, syntax->forced ? syntax->forced : syntax->begin, ENCODE_WITH_SPECIALS, tokens,
+                 text, err))
         return -1;
     if (!name)
         return 0;
-    if (add_name(syntax, tok, name, tokens, text, err))
+    if (add_name(format, tok, name, tokens, text, err))
         return -1;
-    if (syntax->arguments == ARGUMENTS_IN_PAIRS) /* a call without arguments goes on otherwise */
+    if (call_name_ends_in_pairs(syntax)) /* a call without arguments goes on otherwise */
         return 0;
     return add_part(tok, syntax->name_end, ENCODE_WITH_SPECIALS, tokens, text, err);
 }

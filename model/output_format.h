@@ -3,6 +3,7 @@
 #pragma once
 
 #include "model/output.h"
+#include "model/output_pairs.h"
 
 enum { OUTPUT_MAX_SYNTAXES = 2 };
 
@@ -20,7 +21,13 @@ struct call_syntax {
     /* What stands around the name, which is then the id of the call; NULL: the name is plain. A
      * number follows `id_separator`. */
     const char *id_prefix, *id_separator;
+    const struct pair_tags *tags; /* ARGUMENTS_IN_PAIRS */
+    const char *forced;           /* how a call that must come is begun; NULL: by `begin` */
 };
+
+/* Whether the name ends where the tag of the first key begins, which belongs to the arguments (or,
+ * without any, where the call ends). */
+bool call_name_ends_in_pairs(const struct call_syntax *syntax);
 
 struct output_format {
     const char *name;

@@ -5,9 +5,22 @@
 
 #include <string.h>
 
-static const char KEY_BEGIN[] = "<arg_key>", KEY_END[] = "</arg_key>";
-static const char VALUE_BEGIN[] = "<arg_value>", VALUE_END[] = "</arg_value>";
-static const char CALL_END[] = "</tool_call>";
+const struct pair_tags pair_tags_glm = {
+    .key_begin = "<arg_key>",
+    .key_end = "</arg_key>",
+    .value_begin = "<arg_value>",
+    .value_end = "</arg_value>",
+    .call_end = "</tool_call>",
+};
+
+const struct pair_tags pair_tags_dsml = {
+    .key_begin = "<｜DSML｜parameter name=\"",
+    .key_end = "\" string=\"",
+    .value_begin = "true\">",
+    .json_begin = "false\">",
+    .value_end = "</｜DSML｜parameter>",
+    .call_end = "</｜DSML｜invoke>",
+};
 
 enum { HELD_MAX = 1 << 28 }; /* bytes of a key or a value */
 
@@ -22,8 +35,9 @@ void pairs_free(struct pairs *pairs)
     buffer_free(&pairs->held);
 }
 
-void pairs_begin(struct pairs *pairs, const struct json *parameters)
+void pairs_begin(struct pairs *pairs, const struct pair_tags *tags, const struct json *parameters)
 {
+    pairs->tags = tags;
     pairs->state = PAIRS_OUTSIDE;
     pairs->parameters = parameters;
     pairs->any = false;
@@ -87,7 +101,7 @@ static void write_value(struct pairs *pairs, struct buffer *out)
 static size_t read_outside(struct pairs *pairs, const char *text, size_t len, bool final,
                            struct buffer *out, bool *ended)
 {
-    const char *const markers[] = {KEY_BEGIN, CALL_END};
+    const char *const markers[] = {pairs->tags->key_begin, pairs->tags->call_end};
     int found;
     size_t plain = marker_scan(text, len, markers, 2, final, &found);
 
@@ -106,7 +120,7 @@ static size_t read_outside(struct pairs *pairs, const char *text, size_t len, bo
 static size_t read_key(struct pairs *pairs, const char *text, size_t len, bool final,
                        struct buffer *out)
 {
-    const char *const markers[] = {KEY_END};
+    const char *const markers[] = {pairs->tags->key_end};
     int found;
     size_t plain = marker_scan(text, len, markers, 1, final, &found);
 
@@ -115,25 +129,27 @@ static size_t read_key(struct pairs *pairs, const char *text, size_t len, bool f
         return plain;
     write_key(pairs, out);
     buffer_append_str(out, "\": ");
-    pairs->is_string = key_is_string(pairs);
+    pairs->is_string = !pairs->tags->json_begin && key_is_string(pairs);
     buffer_clear(&pairs->held);
     pairs->state = PAIRS_BEFORE_VALUE;
-    return plain + strlen(KEY_END);
+    return plain + strlen(markers[0]);
 }
 
 static size_t read_before_value(struct pairs *pairs, const char *text, size_t len, bool final,
                                 struct buffer *out)
 {
-    const char *const markers[] = {VALUE_BEGIN, CALL_END};
+    const struct pair_tags *tags = pairs->tags;
+    const char *const markers[] = {tags->value_begin, tags->call_end, tags->json_begin};
     int found;
-    size_t plain = marker_scan(text, len, markers, 2, final, &found);
+    size_t plain = marker_scan(text, len, markers, 3, final, &found);
 
     write_without_space(out, text, plain);
-    if (found == 0) {
+    if (found == 0 || found == 2) {
+        pairs->is_string |= found == 0 && tags->json_begin;
         if (pairs->is_string)
             buffer_append_str(out, "\"");
         pairs->state = PAIRS_VALUE;
-        return plain + strlen(VALUE_BEGIN);
+        return plain + strlen(markers[found]);
     }
     if (found == 1) { /* a key without a value, and the end */
         buffer_append_str(out, "null");
@@ -145,7 +161,7 @@ static size_t read_before_value(struct pairs *pairs, const char *text, size_t le
 static size_t read_value(struct pairs *pairs, const char *text, size_t len, bool final,
                          struct buffer *out)
 {
-    const char *const markers[] = {VALUE_END};
+    const char *const markers[] = {pairs->tags->value_end};
     int found;
     size_t plain = marker_scan(text, len, markers, 1, final, &found);
 
@@ -163,7 +179,7 @@ static size_t read_value(struct pairs *pairs, const char *text, size_t len, bool
         write_value(pairs, out);
     buffer_clear(&pairs->held);
     pairs->state = PAIRS_OUTSIDE;
-    return plain + strlen(VALUE_END);
+    return plain + strlen(markers[0]);
 }
 
 size_t pairs_read(struct pairs *pairs, const char *text, size_t len, bool final, struct buffer *out,

@@ -1,9 +1,12 @@
-/* Arguments in GLM's way, turned into a JSON object as they come:
+/* Arguments as keys and values between tags, turned into a JSON object as they come: GLM's
  *
  *   <arg_key>city</arg_key><arg_value>Rome</arg_value> … </tool_call>   ->   {"city": "Rome", …}
  *
- * A value is text where the function's schema says "string", and comes out as it comes in. Any
- * other value is held until it ends, and goes in as it is if it is JSON, or else as text. Text
+ * and those of DeepSeek V3.2, where each value says whether it is text.
+ *
+ * A value is text where it says so, or the function's schema says "string", and comes out as it
+ * comes in. Any other value is held until it ends, and goes in as it is if it is JSON, or else as
+ * text. Text
  * outside the tags, which should not be there, goes in as it is but for its white space. */
 #pragma once
 
@@ -13,7 +16,17 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+struct pair_tags {
+    const char *key_begin, *key_end;
+    const char *value_begin; /* of a value that is text, if there is a `json_begin` for others */
+    const char *json_begin;  /* NULL: values don't say what they are */
+    const char *value_end, *call_end;
+};
+
+extern const struct pair_tags pair_tags_glm, pair_tags_dsml;
+
 struct pairs {
+    const struct pair_tags *tags;
     enum { PAIRS_OUTSIDE, PAIRS_KEY, PAIRS_BEFORE_VALUE, PAIRS_VALUE } state;
     const struct json *parameters; /* the function's schema; may be NULL */
     bool any;                      /* there was a key */
@@ -25,7 +38,7 @@ void pairs_init(struct pairs *pairs);
 void pairs_free(struct pairs *pairs);
 
 /* The arguments of a call begin. */
-void pairs_begin(struct pairs *pairs, const struct json *parameters);
+void pairs_begin(struct pairs *pairs, const struct pair_tags *tags, const struct json *parameters);
 
 /* Reads on in the text, which begins where the last call stopped reading. Appends JSON to `out`;
  * returns how many bytes were used. `*ended` tells that they reached the end of the call; `final`,

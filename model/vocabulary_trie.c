@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "base/utf8.h"
+#include "model/output.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -67,7 +68,15 @@ static bool is_marker(const struct tokenizer *tok, const struct entry *e)
     return found[0] && !found[1];
 }
 
-/* The ordinary tokens in ascending order of their bytes; `*count` of them. */
+static bool has_strange_byte(const struct entry *e)
+{
+    for (size_t i = 0; i < e->len; i++)
+        if ((uint8_t)e->bytes[i] >= 0xF8)
+            return true;
+    return false;
+}
+
+/* The ordinary tokens, and the separator, in ascending order of their bytes; `*count` of them. */
 static struct entry *collect_entries(const struct vocabulary_trie *trie, size_t *count)
 {
     int32_t known = tokenizer_size(trie->tok);
@@ -78,11 +87,15 @@ static struct entry *collect_entries(const struct vocabulary_trie *trie, size_t 
         struct entry e = {.id = id};
         e.bytes = tokenizer_bytes(trie->tok, id, &e.len);
         if (e.len == 0 || e.len > TOKEN_MAX_BYTES || tokenizer_is_special(trie->tok, id) ||
-            vocabulary_trie_is_end(trie, id) || is_marker(trie->tok, &e))
+            vocabulary_trie_is_end(trie, id) || has_strange_byte(&e) || is_marker(trie->tok, &e))
             continue;
         e.plain = plain_length(&e);
         trie->ordinary[id] = true;
         entries[(*count)++] = e;
+    }
+    if (trie->separator >= 0) {
+        trie->ordinary[trie->separator] = true;
+        entries[(*count)++] = (struct entry){VOCABULARY_SEPARATOR, 1, trie->separator, NOT_PLAIN};
     }
     qsort(entries, *count, sizeof(*entries), compare_entries);
     return entries;
@@ -177,6 +190,9 @@ struct vocabulary_trie *vocabulary_trie_new(const struct tokenizer *tok, int32_t
     trie->ordinary = mem_zalloc((size_t)size + 1, sizeof(*trie->ordinary));
     trie->end_tokens = mem_copy(end_tokens, end_tokens_n * sizeof(*end_tokens));
     memset(trie->same, 0xFF, ((size_t)size + 1) * sizeof(*trie->same));
+    trie->separator = output_call_separator(output_format_find(tok), tok);
+    if (trie->separator >= size)
+        trie->separator = -1;
     int rc = end_tokens_n ? 0 : error_set(err, "structured output needs a token that ends a text");
     for (size_t i = 0; i < end_tokens_n && !rc; i++)
         if (end_tokens[i] < 0 || end_tokens[i] >= size)
@@ -204,6 +220,14 @@ void vocabulary_trie_free(struct vocabulary_trie *trie)
     free(trie->ordinary);
     free(trie->end_tokens);
     free(trie);
+}
+
+const char *vocabulary_trie_bytes(const struct vocabulary_trie *trie, int32_t id, size_t *len)
+{
+    if (id != trie->separator)
+        return tokenizer_bytes(trie->tok, id, len);
+    *len = 1;
+    return VOCABULARY_SEPARATOR;
 }
 
 bool vocabulary_trie_is_end(const struct vocabulary_trie *trie, int32_t id)

@@ -1,7 +1,9 @@
 /* The bytes of a vocabulary, arranged so that all tokens that may come next are found in one walk.
  *
- * Only ordinary tokens are in it: no special token, none that a chat format uses as a marker. The
- * tokens that end a text are known by their ids.
+ * Only ordinary tokens are in it: no special token, none that a chat format uses as a marker, none
+ * with a byte that UTF-8 does not use. The tokens that end a text are known by their ids. The
+ * marker that separates the name of a tool call from its arguments stands in it as one such byte,
+ * so that a grammar can ask for it and no text can hold it.
  *
  * Nodes stand in depth-first order with the length of the subtree, so that a walk is a loop over an
  * array: a byte that does not fit skips the subtree.
@@ -23,6 +25,8 @@
 /* Longer plain tokens are treated as not plain. */
 enum { PLAIN_MAX_CHARACTERS = 32, NOT_PLAIN = 255 };
 
+#define VOCABULARY_SEPARATOR "\xFF"
+
 struct trie_node {
     uint32_t skip;  /* index of the node after the subtree */
     int32_t token;  /* that ends here, or -1 */
@@ -41,6 +45,7 @@ struct vocabulary_trie {
     uint32_t *plain; /* PLAIN_MAX_CHARACTERS + 1 masks: [n] of plain tokens of up to n characters */
     int32_t *same;   /* by id: the next id with the same bytes, or -1 */
     bool *ordinary;  /* by id: whether it is in the trie */
+    int32_t separator; /* id of the marker, or -1 */
     const struct tokenizer *tok;
     int32_t *end_tokens;
     size_t end_tokens_n;
@@ -56,6 +61,9 @@ void vocabulary_trie_free(struct vocabulary_trie *trie);
 
 /* Whether the character stands for itself in a JSON string, and is matched by `.` in a pattern. */
 bool vocabulary_is_plain(uint32_t codepoint);
+
+/* The bytes that an id of the trie stands for. */
+const char *vocabulary_trie_bytes(const struct vocabulary_trie *trie, int32_t id, size_t *len);
 
 /* Whether the id is one of the tokens that end a text. */
 bool vocabulary_trie_is_end(const struct vocabulary_trie *trie, int32_t id);

@@ -64,6 +64,8 @@ need make make --version
 need pkg-config pkg-config --version
 need libuv1-dev pkg-config --exists libuv
 need libmicrohttpd-dev pkg-config --exists libmicrohttpd
+need libgnutls28-dev pkg-config --exists gnutls
+need libcurl4-gnutls-dev pkg-config --exists libcurl
 need libcjson-dev pkg-config --exists libcjson
 need libpcre2-dev pkg-config --exists libpcre2-8
 
@@ -78,6 +80,9 @@ for purpose in "$@"; do
     test)
         need check pkg-config --exists check
         need curl curl --version
+        need openssl openssl version
+        need prometheus promtool --version
+        need wrk command -v wrk
         need shellcheck shellcheck --version
         ;;
     tidy)

@@ -92,8 +92,9 @@ rm -rf "$results" "$reports"
 mkdir -p "$results" "$reports"
 
 shopt -s nullglob
-targets=()
-for source in tests/unit/test_*.c tests/tokenizer/*.c tests/grammar/*.c; do
+targets=("$build/load")
+for source in tests/unit/test_*.c tests/tokenizer/*.c tests/grammar/*.c \
+    tests/template/*.c; do
     name=${source##*/}
     targets+=("$build/tests/${name%.c}")
 done
@@ -104,6 +105,7 @@ make -s -k -j"$(nproc)" BUILD="$build" "${settings[@]}" "$build/mlad" "${targets
 common=log_path=$reports/report:exitcode=66
 export MLAD_BINARY=$PWD/$build/mlad MLAD_TOKENIZE_CLI=$PWD/$build/tests/tokenize_cli
 export MLAD_GRAMMAR_CLI=$PWD/$build/tests/grammar_cli
+export MLAD_TEMPLATE_CLI=$PWD/$build/tests/template_cli
 export CK_VERBOSITY=normal
 if [ "$variant" != plain ]; then
     export CK_TIMEOUT_MULTIPLIER=5

@@ -5,16 +5,17 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "server/api_error.h"
-#include "server/api_records.h"
+#include "server/api_inference.h"
 #include "server/api_text.h"
 #include "server/page.h"
+#include "server/request_log.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
-enum { PAGE_MAX = 1 << 20, BODY_MAX = 1 << 29, REQUEST_ID_MAX = 128 };
+enum { PAGE_MAX = 1 << 20 };
 
 struct route {
     const char *path;
@@ -23,76 +24,16 @@ struct route {
     bool is_public; /* needs no API key: health, metrics */
 };
 
-/* What an exchange carries (http_context). */
-struct visit {
-    struct generation *generation; /* NULL: none */
-    struct records *records;       /* NULL: none */
-    access_ticket ticket;
-    bool entered; /* the ticket is valid */
-    char request_id[REQUEST_ID_MAX + 1];
-};
-
-static void respond_fault(struct http_exchange *ex, const struct api_fault *fault)
-{
-    struct answer answer = answer_to_http(ex);
-
-    api_fault_respond(fault, &answer);
-}
-
-/* ---- generation --------------------------------------------------------------------------- */
-
-/* Whether requests for the model can be taken now. */
-static int check_serving(const struct api *api, struct api_fault *fault)
-{
-    static const char *const why[] = {
-        [SERVICE_LOADING] = "The model is still loading. Please retry shortly.",
-        [SERVICE_DRAINING] = "The server is shutting down. Please retry with another one.",
-        [SERVICE_FAILED] = "The model can't be served; see the server's log.",
-    };
-
-    if (api->state == SERVICE_READY)
-        return 0;
-    api_fault_set(fault, 503, NULL, "%s", why[api->state]);
-    fault->retry_after_s = 1;
-    return -1;
-}
-
-/* JSON by its content type; none at all is taken for JSON. */
-static int check_content_type(const struct http_exchange *ex, struct api_fault *fault)
-{
-    const char *type = http_header(ex, "Content-Type");
-
-    if (!type || !*type || strncasecmp(type, "application/json", 16) == 0 ||
-        strcasestr(type, "+json"))
-        return 0;
-    return api_fault_set(fault, 415, NULL,
-                         "The body must be JSON: send the header "
-                         "'Content-Type: application/json' (got '%.100s').",
-                         type);
-}
-
-static void generate(struct api *api, struct http_exchange *ex, api_kind_of kind_of)
-{
-    struct visit *visit = http_context(ex);
-    struct api_fault fault;
-    size_t len;
-    const char *text = http_body(ex, &len);
-
-    if (check_serving(api, &fault) == 0 && check_content_type(ex, &fault) == 0)
-        visit->generation =
-            api_generate_text(&api->service, text, len, kind_of, answer_to_http(ex), &fault);
-    if (!visit->generation)
-        respond_fault(ex, &fault);
-}
+/* ---- inference ---------------------------------------------------------------------------- */
 
 static void chat_completions(struct api *api, struct http_exchange *ex)
 {
-    generate(api, ex, api_always_chat);
+    inference_generate(api, ex, api_always_chat);
 }
 
 static void completions(struct api *api, struct http_exchange *ex)
 {
-    generate(api, ex, api_always_completion);
+    inference_generate(api, ex, api_always_completion);
 }
 
 /* A body of JSON lines. */
@@ -102,19 +43,6 @@ static bool is_records(const struct http_exchange *ex)
 
     return type && (strcasestr(type, "jsonlines") || strcasestr(type, "jsonl") ||
                     strcasestr(type, "ndjson"));
-}
-
-static void take_records(struct api *api, struct http_exchange *ex)
-{
-    struct visit *visit = http_context(ex);
-    struct api_fault fault;
-    size_t len;
-    const char *text = http_body(ex, &len);
-
-    if (check_serving(api, &fault) == 0)
-        visit->records = records_start(&api->service, text, len, answer_to_http(ex), &fault);
-    if (!visit->records)
-        respond_fault(ex, &fault);
 }
 
 /* The value of "route=PATH" among attributes that ',' or ';' separate; NULL: none. */
@@ -132,8 +60,23 @@ static const char *route_attribute(const char *attributes, size_t *len)
     return NULL;
 }
 
-/* SageMaker's one path for inference. Custom attributes come back with the answer; "route=PATH" in
- * them chooses the API, which otherwise the body's fields do. */
+/* Whether the request is done with: it was about a session, or it named one that is not open. */
+static bool take_session(struct api *api, struct http_exchange *ex)
+{
+    struct api_fault fault;
+    size_t len;
+    const char *body = http_body(ex, &len);
+    bool concerned = sessions_concern(body, len);
+    int rc = concerned ? sessions_answer(api->sessions, ex, &fault)
+                       : sessions_check(api->sessions, ex, &fault);
+
+    if (rc)
+        inference_refuse(ex, &fault);
+    return rc || concerned;
+}
+
+/* SageMaker's one path for inference, and for its sessions. Custom attributes come back with the
+ * answer; "route=PATH" in them chooses the API, which otherwise the body's fields do. */
 static void invocations(struct api *api, struct http_exchange *ex)
 {
     static const char chat[] = "/v1/chat/completions", completion[] = "/v1/completions";
@@ -144,18 +87,20 @@ static void invocations(struct api *api, struct http_exchange *ex)
 
     if (attributes)
         http_add_header(ex, "X-Amzn-SageMaker-Custom-Attributes", attributes);
+    if (take_session(api, ex))
+        return;
     if (is_records(ex)) {
-        take_records(api, ex);
+        inference_records(api, ex);
     } else if (!route) {
-        generate(api, ex, api_by_fields);
+        inference_generate(api, ex, api_by_fields);
     } else if (len == strlen(chat) && strncmp(route, chat, len) == 0) {
-        generate(api, ex, api_always_chat);
+        inference_generate(api, ex, api_always_chat);
     } else if (len == strlen(completion) && strncmp(route, completion, len) == 0) {
-        generate(api, ex, api_always_completion);
+        inference_generate(api, ex, api_always_completion);
     } else {
         api_fault_set(&fault, 400, NULL, "The attribute 'route' must be %s or %s.", chat,
                       completion);
-        respond_fault(ex, &fault);
+        inference_refuse(ex, &fault);
     }
 }
 
@@ -171,50 +116,24 @@ static void execution_parameters(struct api *api, struct http_exchange *ex)
     http_respond(ex, 200, "application/json", body, (size_t)len);
 }
 
-/* A POST whose answer is there at once. */
-static void answer_json(struct api *api, struct http_exchange *ex,
-                        int (*make)(const struct api_service *service, const struct json *body,
-                                    struct buffer *out, struct api_fault *fault))
-{
-    struct api_fault fault;
-    struct json *body = NULL;
-    struct buffer out;
-    struct error err;
-    size_t len;
-    const char *text = http_body(ex, &len);
-    int rc = check_serving(api, &fault) || check_content_type(ex, &fault);
-
-    buffer_init(&out, BODY_MAX);
-    if (rc == 0 && !(body = json_parse(text, len, &err)))
-        rc = api_fault_set(&fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
-    if (rc == 0)
-        rc = make(&api->service, body, &out, &fault);
-    if (rc == 0)
-        http_respond(ex, 200, "application/json", out.data, out.len);
-    else
-        respond_fault(ex, &fault);
-    buffer_free(&out);
-    json_free(body);
-}
-
 static void tokenize(struct api *api, struct http_exchange *ex)
 {
-    answer_json(api, ex, api_tokenize);
+    inference_answer(api, ex, api_tokenize);
 }
 
 static void detokenize(struct api *api, struct http_exchange *ex)
 {
-    answer_json(api, ex, api_detokenize);
+    inference_answer(api, ex, api_detokenize);
 }
 
 static void render_chat(struct api *api, struct http_exchange *ex)
 {
-    answer_json(api, ex, api_render_chat);
+    inference_answer(api, ex, api_render_chat);
 }
 
 static void render_completion(struct api *api, struct http_exchange *ex)
 {
-    answer_json(api, ex, api_render_completion);
+    inference_answer(api, ex, api_render_completion);
 }
 
 /* ---- state -------------------------------------------------------------------------------- */
@@ -275,7 +194,7 @@ static void model_by_name(struct api *api, struct http_exchange *ex)
                       "'%s'.",
                       name, api->service.model_name);
         fault.code = "model_not_found";
-        respond_fault(ex, &fault);
+        inference_refuse(ex, &fault);
         return;
     }
     buffer_init(&out, PAGE_MAX);
@@ -320,7 +239,10 @@ static void metrics(struct api *api, struct http_exchange *ex)
                               .connections = http_connections(api->http),
                               .exchanges = http_active(api->http) - 1, /* not this one */
                               .buffered_bytes = http_buffered(api->http),
-                              .dropped_clients = http_dropped(api->http)};
+                              .body_bytes = http_body_bytes(api->http),
+                              .dropped_clients = http_dropped(api->http),
+                              .spans_sent = api->otlp ? otlp_sent(api->otlp) : 0,
+                              .spans_dropped = api->otlp ? otlp_dropped(api->otlp) : 0};
     struct buffer page;
 
     buffer_init(&page, PAGE_MAX);
@@ -432,6 +354,7 @@ static const struct route *admit(struct api *api, struct http_exchange *ex, stru
         http_add_header(ex, "Allow", route->methods);
         return NULL;
     }
+    visit->is_use = !route->is_public;
     if (!route->is_public) {
         if (access_enter(api->access, ex, &visit->ticket, fault))
             return NULL;
@@ -448,30 +371,33 @@ static void on_request(void *arg, struct http_exchange *ex)
 
     http_set_context(ex, visit);
     add_request_id(ex, visit);
+    trace_context_begin(&visit->trace, http_header(ex, "traceparent"));
     if (answer_cors(api, ex))
         return;
     const struct route *route = admit(api, ex, visit, &fault);
     if (route)
         route->handle(api, ex);
     else
-        respond_fault(ex, &fault);
+        inference_refuse(ex, &fault);
 }
 
-/* One line for each request: who, what, how it ended, how long it took, tokens in and out. */
-static void log_access(const struct api *api, const struct http_exchange *ex,
-                       const struct visit *visit, enum http_end how)
+/* Tells logs and traces how the request went; monitors' visits are no news to the collector. */
+static void report(const struct api *api, const struct http_exchange *ex, const struct visit *visit,
+                   enum http_end how)
 {
-    const char *trace = http_header(ex, "traceparent");
-    const struct generation *gen = visit->generation;
+    const struct request_record record = {
+        .request_id = visit->request_id,
+        .user = visit->entered ? access_name(api->access, visit->ticket) : "-",
+        .model = api->service.model_name,
+        .trace = &visit->trace,
+        .generation = visit->generation,
+        .how = how,
+    };
 
-    if (!trace)
-        trace = http_header(ex, "X-Amzn-Trace-Id");
-    log_info("%s %s \"%s %.200s\" %d%s %.1f ms, %d+%d tokens, id %s, trace %.200s", http_peer(ex),
-             visit->entered ? access_name(api->access, visit->ticket) : "-", http_method(ex),
-             http_path(ex), http_status(ex), how == HTTP_CLIENT_GONE ? " (client gone)" : "",
-             (double)(clock_us() - http_arrival_us(ex)) * 1e-3,
-             gen ? generation_prompt_tokens(gen) : 0, gen ? generation_completion_tokens(gen) : 0,
-             visit->request_id, trace ? trace : "-");
+    if (api->options->access_log)
+        request_log_access(ex, &record);
+    if (api->otlp && visit->is_use)
+        request_log_span(api->otlp, ex, &record);
 }
 
 static void on_closed(void *arg, struct http_exchange *ex, enum http_end how)
@@ -479,12 +405,8 @@ static void on_closed(void *arg, struct http_exchange *ex, enum http_end how)
     struct api *api = arg;
     struct visit *visit = http_context(ex);
 
-    if (api->options->access_log)
-        log_access(api, ex, visit, how);
-    if (visit->generation)
-        generation_closed(visit->generation);
-    if (visit->records)
-        records_closed(visit->records);
+    report(api, ex, visit, how);
+    inference_closed(visit);
     if (visit->entered)
         access_leave(api->access, visit->ticket);
     free(visit);
@@ -502,6 +424,14 @@ static void on_refusal(void *arg, int status, char *body, size_t size)
         metrics_count_limit(api->metrics, LIMIT_BODY);
         api_fault_set(&fault, status, NULL, "The body is larger than the limit of %lld MiB.",
                       (long long)api->options->max_body_mib);
+        break;
+    case 429:
+        metrics_count_limit(api->metrics, LIMIT_UPLOADS);
+        api_fault_set(&fault, status, NULL,
+                      "The server holds as many request bodies as it takes (%lld MiB). Please "
+                      "retry.",
+                      (long long)api->options->max_uploads_mib);
+        fault.code = "uploads_full";
         break;
     case 408:
         metrics_count_limit(api->metrics, LIMIT_READ_TIME);

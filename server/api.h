@@ -7,6 +7,8 @@
 #include "server/api_generate.h"
 #include "server/http.h"
 #include "server/metrics.h"
+#include "server/otlp.h"
+#include "server/sessions.h"
 
 /* What the daemon can do for clients now. */
 enum service_state {
@@ -22,7 +24,10 @@ struct api {
     struct api_service service;
     struct metrics *metrics;
     struct access *access;
+    struct loop *loop;
     struct http_server *http;
+    struct sessions *sessions;
+    struct otlp *otlp; /* NULL: no traces are sent */
     enum service_state state;
     bool engine_stuck; /* it has work and makes no steps: /health is 503 */
     int64_t started;   /* unix seconds */

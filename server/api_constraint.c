@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,12 +18,16 @@ struct cached {
 };
 
 struct grammar_cache {
+    pthread_mutex_t lock;                   /* not held while a grammar is compiled */
     struct cached entries[CACHED_GRAMMARS]; /* the latest used first */
 };
 
 struct grammar_cache *grammar_cache_new(void)
 {
-    return mem_zalloc(1, sizeof(struct grammar_cache));
+    struct grammar_cache *cache = mem_zalloc(1, sizeof(*cache));
+
+    pthread_mutex_init(&cache->lock, NULL);
+    return cache;
 }
 
 static void drop(struct cached *entry)
@@ -37,7 +42,39 @@ void grammar_cache_free(struct grammar_cache *cache)
 {
     for (int i = 0; i < CACHED_GRAMMARS; i++)
         drop(&cache->entries[i]);
+    pthread_mutex_destroy(&cache->lock);
     free(cache);
+}
+
+/* Moves the entry of the source to the front and gives a reference; NULL: there is none. */
+static struct grammar *find_cached(struct grammar_cache *cache, enum grammar_kind kind,
+                                   const char *source, size_t len)
+{
+    struct grammar *grammar = NULL;
+
+    pthread_mutex_lock(&cache->lock);
+    for (int at = 0; at < CACHED_GRAMMARS && !grammar; at++) {
+        struct cached found = cache->entries[at];
+        if (!found.grammar || found.kind != kind || found.len != len ||
+            memcmp(found.source, source, len) != 0)
+            continue;
+        memmove(cache->entries + 1, cache->entries, (size_t)at * sizeof(found));
+        cache->entries[0] = found;
+        grammar = grammar_ref(found.grammar);
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return grammar;
+}
+
+/* Puts one in front; that which was not used for longest goes. Two threads may have compiled the
+ * same: then it is there twice, and the second leaves in time. */
+static void keep_cached(struct grammar_cache *cache, struct cached entry)
+{
+    pthread_mutex_lock(&cache->lock);
+    drop(&cache->entries[CACHED_GRAMMARS - 1]);
+    memmove(cache->entries + 1, cache->entries, (CACHED_GRAMMARS - 1) * sizeof(entry));
+    cache->entries[0] = entry;
+    pthread_mutex_unlock(&cache->lock);
 }
 
 /* A reference to the grammar of the source; NULL and a sentence when it can't be compiled. */
@@ -45,27 +82,14 @@ static struct grammar *cached_grammar(struct grammar_cache *cache, enum grammar_
                                       const char *source, size_t len,
                                       const struct vocabulary_trie *trie, struct error *err)
 {
-    struct cached found = {0};
-    int at = 0;
+    struct grammar *grammar = find_cached(cache, kind, source, len);
 
-    while (at < CACHED_GRAMMARS - 1 && cache->entries[at].grammar &&
-           (cache->entries[at].kind != kind || cache->entries[at].len != len ||
-            memcmp(cache->entries[at].source, source, len) != 0))
-        at++;
-    struct cached *entry = &cache->entries[at];
-    if (entry->grammar && entry->kind == kind && entry->len == len &&
-        memcmp(entry->source, source, len) == 0) {
-        found = *entry;
-    } else {
-        struct grammar *grammar = grammar_compile(kind, source, len, trie, err);
-        if (!grammar)
-            return NULL;
-        drop(entry); /* an empty one, or the one that was not used for longest */
-        found = (struct cached){kind, mem_copy(source, len), len, grammar};
-    }
-    memmove(cache->entries + 1, cache->entries, (size_t)at * sizeof(found));
-    cache->entries[0] = found;
-    return grammar_ref(found.grammar);
+    if (grammar)
+        return grammar;
+    grammar = grammar_compile(kind, source, len, trie, err);
+    if (grammar)
+        keep_cached(cache, (struct cached){kind, mem_copy(source, len), len, grammar_ref(grammar)});
+    return grammar;
 }
 
 /* ---- which grammar ------------------------------------------------------------------------ */
@@ -156,8 +180,7 @@ static int add_source(struct wish *wish, const char *param, enum grammar_kind ki
     return 0;
 }
 
-static int find_wish(struct wish *wish, const struct json *body, const struct api_params *params,
-                     struct api_fault *fault)
+static int find_wish(struct wish *wish, const struct json *body, struct api_fault *fault)
 {
     const struct json *format = json_get(body, "response_format");
     const struct json *outputs = json_get(body, "structured_outputs");
@@ -183,14 +206,66 @@ static int find_wish(struct wish *wish, const struct json *body, const struct ap
                              "'%s' and 'json_object' ask for different outputs.", wish->param);
     if (is_there(object) && json_bool(object))
         wish_json(wish, "structured_outputs", GRAMMAR_JSON_OBJECT, NULL);
-    if (params->tools && params->tool_choice == TOOL_NAMED && !wish->param)
-        for (const struct json *t = json_first(params->tools); t; t = json_next(t)) {
-            const struct json *function = json_get(t, "function");
-            const struct json *schema = json_get(function, "parameters");
-            if (is_there(schema) &&
-                strcmp(json_string(json_get(function, "name")), params->tool_name) == 0)
-                wish_json(wish, "tools", GRAMMAR_JSON_SCHEMA, schema);
+    return 0;
+}
+
+/* The arguments of the named tool, where the format writes them as JSON. */
+static void wish_named_call(struct wish *wish, const struct api_params *params)
+{
+    for (const struct json *t = json_first(params->tools); t; t = json_next(t)) {
+        const struct json *function = json_get(t, "function");
+        const struct json *schema = json_get(function, "parameters");
+        if (strcmp(json_string(json_get(function, "name")), params->tool_name) != 0)
+            continue;
+        if (is_there(schema))
+            wish_json(wish, "tools", GRAMMAR_JSON_SCHEMA, schema);
+        else
+            wish_json(wish, "tools", GRAMMAR_JSON_OBJECT, NULL);
+    }
+}
+
+/* A call of any of the tools: GRAMMAR_CALLS. */
+static void wish_some_call(struct wish *wish, const struct api_params *params,
+                           const struct output_format *format)
+{
+    struct buffer name;
+
+    buffer_init(&name, 1 << 16);
+    wish_json(wish, "tools", GRAMMAR_CALLS, NULL);
+    for (const struct json *t = json_first(params->tools); t; t = json_next(t)) {
+        const struct json *function = json_get(t, "function");
+        const struct json *schema = json_get(function, "parameters");
+        buffer_clear(&name);
+        output_call_name(format, json_string(json_get(function, "name")), &name);
+        buffer_append_str(&wish->source, wish->source.len ? ",{\"name\":" : "[{\"name\":");
+        json_write_string(&wish->source, name.data, -1);
+        if (is_there(schema)) {
+            buffer_append_str(&wish->source, ",\"arguments\":");
+            json_write_value(&wish->source, schema);
         }
+        buffer_append_str(&wish->source, "}");
+    }
+    buffer_append_str(&wish->source, "]");
+    buffer_free(&name);
+}
+
+/* A call that must come has arguments that fit its tool's parameters. */
+static int find_call_wish(struct wish *wish, const struct api_params *params,
+                          const struct engine_model *model, struct api_fault *fault)
+{
+    bool json = model->trie && model->trie->separator >= 0;
+
+    if (!params->tools || params->tool_choice == TOOL_AUTO)
+        return 0;
+    if (wish->param)
+        return api_fault_set(fault, 400, wish->param,
+                             "'%s' is for the text of an answer, and this 'tool_choice' asks for "
+                             "a call.",
+                             wish->param);
+    if (json && params->tool_choice == TOOL_NAMED)
+        wish_named_call(wish, params);
+    else if (json)
+        wish_some_call(wish, params, model->output_format);
     return 0;
 }
 
@@ -203,7 +278,9 @@ static int add_grammar(struct constraint *constraint, const struct json *body,
 
     buffer_init(&wish.source, GRAMMAR_MAX_SOURCE);
     buffer_append_str(&wish.source, "");
-    int rc = find_wish(&wish, body, params, fault);
+    int rc = find_wish(&wish, body, fault);
+    if (rc == 0)
+        rc = find_call_wish(&wish, params, model, fault);
     if (rc == 0 && wish.param && wish.source.overflowed)
         rc = api_fault_set(fault, 400, wish.param, "'%s' is longer than %d bytes.", wish.param,
                            GRAMMAR_MAX_SOURCE);

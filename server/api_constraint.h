@@ -9,7 +9,7 @@
 #include "server/engine.h"
 
 /* Grammars that were compiled before, the latest used first: the same schema comes with every
- * request of an application. Loop thread only. */
+ * request of an application. For any thread. */
 struct grammar_cache;
 
 struct grammar_cache *grammar_cache_new(void);

@@ -40,49 +40,76 @@ int api_check_model(const struct api_service *service, const struct json *body,
     return -1;
 }
 
-struct generation *api_generate(const struct api_service *service, const struct json *body,
-                                api_kind_of kind_of, struct answer answer, struct api_fault *fault)
+static void read_body(struct api_draft *draft, const struct api_service *service,
+                      const struct json *body, api_kind_of kind_of)
 {
     const struct engine_model *model = engine_model(service->engine);
-    struct generation *gen = NULL;
-    struct constraint *constraint = NULL;
-    struct prompt *prompts = NULL;
-    struct api_params params;
-    int n_prompts = 0;
+    struct api_fault *fault = &draft->fault;
 
     if (!json_is(body, JSON_OBJECT)) {
         api_fault_set(fault, 400, NULL, "The body must be a JSON object, not %s.",
                       json_type_name(body));
-        return NULL;
+        return;
     }
     if (api_check_model(service, body, fault) ||
-        api_params_parse(&params, body, kind_of(body), &model->config, fault))
-        return NULL;
-    if (api_constraint_parse(body, &params, model, service->grammars, &constraint, fault) == 0 &&
-        api_prompts_parse(body, &params, model, &prompts, &n_prompts, fault) == 0)
-        gen = generations_start(service->generations, answer, &params, prompts, n_prompts,
-                                constraint, fault);
-    constraint_free(constraint);
-    if (!gen) {
-        if (prompts)
-            prompts_free(prompts, n_prompts);
-        api_params_free(&params);
+        api_params_parse(&draft->params, body, kind_of(body), &model->config, fault))
+        return;
+    draft->ok = true;
+    if (api_constraint_parse(body, &draft->params, model, service->grammars, &draft->constraint,
+                             fault) ||
+        api_prompts_parse(body, &draft->params, model, &draft->prompts, &draft->n_prompts, fault)) {
+        api_draft_free(draft);
+        draft->ok = false;
     }
-    return gen;
 }
 
-struct generation *api_generate_text(const struct api_service *service, const char *text,
-                                     size_t len, api_kind_of kind_of, struct answer answer,
-                                     struct api_fault *fault)
+void api_draft_read(struct api_draft *draft, const struct api_service *service, const char *text,
+                    size_t len, api_kind_of kind_of)
 {
     struct error err;
     struct json *body = json_parse(text, len, &err);
 
-    if (!body) {
-        api_fault_set(fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
+    *draft = (struct api_draft){.ok = false};
+    if (body)
+        read_body(draft, service, body, kind_of);
+    else
+        api_fault_set(&draft->fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
+    json_free(body);
+}
+
+void api_draft_free(struct api_draft *draft)
+{
+    if (!draft->ok)
+        return;
+    constraint_free(draft->constraint);
+    if (draft->prompts)
+        prompts_free(draft->prompts, draft->n_prompts);
+    api_params_free(&draft->params);
+}
+
+struct generation *api_draft_start(struct api_draft *draft, const struct api_service *service,
+                                   struct answer answer, struct api_fault *fault)
+{
+    if (!draft->ok) {
+        *fault = draft->fault;
         return NULL;
     }
-    struct generation *gen = api_generate(service, body, kind_of, answer, fault);
-    json_free(body);
+    struct generation *gen =
+        generations_start(service->generations, answer, &draft->params, draft->prompts,
+                          draft->n_prompts, draft->constraint, fault);
+    if (!gen) {
+        api_draft_free(draft);
+        return NULL;
+    }
+    constraint_free(draft->constraint); /* the rest is the generation's */
     return gen;
+}
+
+struct generation *api_generate(const struct api_service *service, const struct json *body,
+                                api_kind_of kind_of, struct answer answer, struct api_fault *fault)
+{
+    struct api_draft draft = {.ok = false};
+
+    read_body(&draft, service, body, kind_of);
+    return api_draft_start(&draft, service, answer, fault);
 }

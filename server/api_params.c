@@ -55,19 +55,20 @@ static const struct field fields[] = {
  * for nothing (null, false, 0, "", [], {}) is fine, and so is the one in `neutral`. */
 static const struct {
     const char *name, *neutral;
+    bool in_chats; /* there it is, with what the chat template takes: see api_prompt.c */
 } unsupported[] = {
-    {"functions", NULL},
-    {"function_call", "none"},
-    {"chat_template", NULL},
-    {"chat_template_kwargs", NULL},
-    {"documents", NULL},
-    {"reasoning_effort", "none"},
-    {"suffix", NULL},
-    {"use_beam_search", NULL},
-    {"logits_processors", NULL},
-    {"audio", NULL},
-    {"prediction", NULL},
-    {"web_search_options", NULL},
+    {"functions", NULL, false},
+    {"function_call", "none", false},
+    {"chat_template", NULL, true},
+    {"chat_template_kwargs", NULL, true},
+    {"documents", NULL, true},
+    {"reasoning_effort", "none", true},
+    {"suffix", NULL, false},
+    {"use_beam_search", NULL, false},
+    {"logits_processors", NULL, false},
+    {"audio", NULL, false},
+    {"prediction", NULL, false},
+    {"web_search_options", NULL, false},
 };
 
 static int wrong_type(struct api_fault *fault, const char *name, const char *expected,
@@ -149,11 +150,13 @@ static bool asks_nothing(const struct json *value, const char *neutral)
     return false;
 }
 
-static int refuse_unsupported(const struct json *body, struct api_fault *fault)
+static int refuse_unsupported(const struct json *body, enum api_kind kind, struct api_fault *fault)
 {
     for (size_t i = 0; i < sizeof(unsupported) / sizeof(unsupported[0]); i++) {
         const char *name = unsupported[i].name;
         const struct json *value = json_get(body, name);
+        if (kind == API_CHAT && unsupported[i].in_chats)
+            continue;
         if (value && !asks_nothing(value, unsupported[i].neutral))
             return api_fault_set(fault, 400, name, "'%s' is not supported by this server.", name);
     }
@@ -321,6 +324,7 @@ static int parse_stop_tokens(struct api_params *params, const struct json *body,
     if (!ignore || !json_bool(ignore))
         for (int32_t i = 0; i < config->n_eos; i++)
             add_stop_token(sampling, config->eos[i]);
+    params->n_end_tokens = sampling->n_stop_tokens;
     if (!ids)
         return 0;
     if (!json_is(ids, JSON_ARRAY))
@@ -534,7 +538,7 @@ int api_params_parse(struct api_params *params, const struct json *body, enum ap
                      const struct model_config *config, struct api_fault *fault)
 {
     set_defaults(params, kind, config);
-    if (refuse_unsupported(body, fault) || parse_fields(params, body, fault) ||
+    if (refuse_unsupported(body, kind, fault) || parse_fields(params, body, fault) ||
         parse_stop(params, body, fault) || parse_stop_tokens(params, body, config, fault) ||
         parse_logit_bias(params, body, config, fault) || parse_logprobs(params, body, fault) ||
         parse_prompt_logprobs(params, body, fault) || parse_stream_options(params, body, fault) ||

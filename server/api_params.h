@@ -25,6 +25,7 @@ enum tool_choice {
 struct api_params {
     enum api_kind kind;
     struct sampling_params sampling; /* stop_tokens: what ends the text, end tokens included */
+    int32_t n_end_tokens;            /* stop_tokens begins with the model's own */
     struct stop_strings stops;
     int32_t max_tokens; /* -1: the request doesn't say */
     int32_t n;          /* choices for each prompt */

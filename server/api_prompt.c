@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "model/chat.h"
+#include "model/chat_template.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -156,6 +157,11 @@ static int force_call(const struct api_params *params, const struct engine_model
     struct error err;
 
     buffer_init(&text, 1 << 16);
+    if (prompt->open_reasoning && chat_close_reasoning(model->output_format, model->tokenizer,
+                                                       &prompt->tokens, &text, &err)) {
+        buffer_free(&text);
+        return encode_fault(model, &prompt->tokens, "tool_choice", &err, fault);
+    }
     if (output_force_call(model->output_format, model->tokenizer, name, &prompt->tokens, &text,
                           &err)) {
         buffer_free(&text);
@@ -165,33 +171,152 @@ static int force_call(const struct api_params *params, const struct engine_model
     return 0;
 }
 
+/* ---- chats by templates ---- */
+
+/* A field of the request that is of this type and says something; NULL otherwise. */
+static int optional(const struct json *body, const char *name, enum json_type type,
+                    const char *expected, const struct json **value, struct api_fault *fault)
+{
+    *value = json_get(body, name);
+    if (!*value || json_type(*value) == JSON_NULL)
+        *value = NULL;
+    else if (json_type(*value) != type)
+        return api_fault_set(fault, 400, name, "'%s' must be %s, not %s.", name, expected,
+                             json_type_name(*value));
+    return 0;
+}
+
+static bool are_objects(const struct json *list)
+{
+    for (const struct json *v = list ? json_first(list) : NULL; v; v = json_next(v))
+        if (!json_is(v, JSON_OBJECT))
+            return false;
+    return true;
+}
+
+/* What a template takes of the request besides the messages. */
+static int template_request(const struct json *body, const struct api_params *params,
+                            const struct engine_model *model, struct chat_template_request *request,
+                            struct api_fault *fault)
+{
+    const struct json *template, *effort;
+
+    *request = (struct chat_template_request){
+        .messages = json_get(body, "messages"),
+        .tools = params->tools,
+        .add_generation_prompt = params->add_generation_prompt,
+        .continue_final_message = params->continue_final_message,
+    };
+    if (optional(body, "chat_template", JSON_STRING, "a string", &template, fault) ||
+        optional(body, "reasoning_effort", JSON_STRING, "a string", &effort, fault) ||
+        optional(body, "chat_template_kwargs", JSON_OBJECT, "an object", &request->kwargs, fault) ||
+        optional(body, "documents", JSON_ARRAY, "a list of objects", &request->documents, fault))
+        return -1;
+    if (!are_objects(request->documents))
+        return api_fault_set(fault, 400, "documents", "'documents' must be a list of objects.");
+    if (template && *json_string(template)) {
+        if (!model->trust_request_chat_template)
+            return api_fault_set(fault, 400, "chat_template",
+                                 "'chat_template' is not supported by this server: it was started "
+                                 "without --trust-request-chat-template.");
+        request->own_template = json_string(template);
+    }
+    request->reasoning_effort = effort ? json_string(effort) : NULL;
+    return 0;
+}
+
+/* Without a template, what only a template could take is refused. */
+static int check_built_in(const struct chat_template_request *request,
+                          const struct engine_model *model, struct api_fault *fault)
+{
+    const char *effort = request->reasoning_effort, *field = NULL;
+
+    if (chat_templates_problem(model->chat_templates))
+        return api_fault_set(fault, 400, "messages",
+                             "This model's chat template is not supported: %s.",
+                             chat_templates_problem(model->chat_templates));
+    if (!chat_supported(model->tokenizer))
+        return api_fault_set(fault, 400, "messages",
+                             "This model has no chat format that the server "
+                             "knows; use /v1/completions.");
+    if (request->kwargs && json_count(request->kwargs) > 0)
+        field = "chat_template_kwargs";
+    else if (request->documents && json_count(request->documents) > 0)
+        field = "documents";
+    else if (effort && *effort && strcmp(effort, "none") != 0)
+        field = "reasoning_effort";
+    if (!field)
+        return 0;
+    return api_fault_set(fault, 400, field,
+                         "'%s' is not supported by this server: the model has no chat template.",
+                         field);
+}
+
+static int by_template(const struct chat_template_request *request,
+                       const struct engine_model *model, struct prompt *prompt,
+                       struct api_fault *fault)
+{
+    struct error err;
+
+    switch (chat_templates_encode(model->chat_templates, model->tokenizer, model->output_format,
+                                  request, &prompt->tokens, &prompt->open_reasoning, &err)) {
+    case CHAT_FAULT_NONE:
+        return 0;
+    case CHAT_FAULT_TEMPLATE:
+        return api_fault_set(fault, 400, "chat_template", "'chat_template': %s.", err.message);
+    case CHAT_FAULT_KWARGS:
+        return api_fault_set(fault, 400, "chat_template_kwargs", "'chat_template_kwargs': %s.",
+                             err.message);
+    case CHAT_FAULT_EFFORT:
+        return api_fault_set(fault, 400, "reasoning_effort",
+                             "'reasoning_effort' is not supported: %s.", err.message);
+    case CHAT_FAULT_TOOLS:
+        return api_fault_set(fault, 400, "tools", "'tools' are not supported: %s.", err.message);
+    case CHAT_FAULT_MESSAGES:
+    case CHAT_FAULT_LENGTH:
+        break;
+    }
+    return encode_fault(model, &prompt->tokens, "messages", &err, fault);
+}
+
+static int built_in(const struct chat_message *messages, size_t n, const struct api_params *params,
+                    const struct engine_model *model, struct prompt *prompt,
+                    struct api_fault *fault)
+{
+    struct chat_options options = {
+        .add_generation_prompt = params->add_generation_prompt,
+        .continue_final_message = params->continue_final_message,
+        .tools = params->tools,
+    };
+    struct error err;
+
+    if (chat_encode(model->tokenizer, messages, n, options, &prompt->tokens, &err))
+        return encode_fault(model, &prompt->tokens, "messages", &err, fault);
+    if (params->continue_final_message)
+        prompt->open_reasoning = is_open_reasoning(messages[n - 1].content);
+    return 0;
+}
+
 static int chat_prompt(const struct json *body, const struct api_params *params,
                        const struct engine_model *model, struct prompt *prompt,
                        struct api_fault *fault)
 {
-    struct chat_message *messages;
-    struct error err;
-    size_t n;
+    struct chat_template_request request;
+    struct chat_message *messages = NULL;
+    size_t n = 0;
     int rc = parse_messages(body, &messages, &n, fault);
 
-    if (rc == 0 && !chat_supported(model->tokenizer))
-        rc = api_fault_set(fault, 400, "messages",
-                           "This model has no chat format that the server "
-                           "knows; use /v1/completions.");
-    if (rc == 0) {
-        struct chat_options options = {
-            .add_generation_prompt = params->add_generation_prompt,
-            .continue_final_message = params->continue_final_message,
-            .tools = params->tools,
-        };
-        rc = chat_encode(model->tokenizer, messages, n, options, &prompt->tokens, &err);
-        if (rc)
-            encode_fault(model, &prompt->tokens, "messages", &err, fault);
-    }
+    if (rc == 0)
+        rc = template_request(body, params, model, &request, fault);
+    if (rc == 0 && (chat_templates_any(model->chat_templates) || request.own_template))
+        rc = by_template(&request, model, prompt, fault);
+    else if (rc == 0)
+        rc = check_built_in(&request, model, fault) ||
+                     built_in(messages, n, params, model, prompt, fault)
+                 ? -1
+                 : 0;
     if (rc == 0 && params->tools && params->tool_choice != TOOL_AUTO)
         rc = force_call(params, model, prompt, fault);
-    if (rc == 0 && params->continue_final_message)
-        prompt->open_reasoning = is_open_reasoning(messages[n - 1].content);
     for (size_t i = 0; i < n; i++)
         free((char *)messages[i].content);
     free(messages);

@@ -53,32 +53,10 @@ static void respond(void *to, int status, const char *content_type, const void *
     finish_if_done(record->records);
 }
 
-/* Records never stream: start_record refuses it. */
+/* Records never stream: read_record refuses it. */
 static const struct answer_ops record_ops = {.add_header = add_header, .respond = respond};
 
-/* ---- start and end ------------------------------------------------------------------------ */
-
-static void start_record(struct record *record, const struct api_service *service, const char *text,
-                         size_t len)
-{
-    struct answer answer = {
-        .ops = &record_ops, .to = record, .arrival_us = record->records->answer.arrival_us};
-    struct api_fault fault;
-    struct error err;
-    struct json *body = json_parse(text, len, &err);
-    const struct json *stream = json_get(body, "stream");
-
-    record->records->n_open++;
-    if (!body)
-        api_fault_set(&fault, 400, NULL, "The record is not valid JSON: %s.", err.message);
-    else if (json_is(stream, JSON_BOOL) && json_bool(stream))
-        api_fault_set(&fault, 400, "stream", "A record can't be streamed.");
-    else
-        record->generation = api_generate(service, body, api_by_fields, answer, &fault);
-    if (!record->generation)
-        api_fault_respond(&fault, &answer);
-    json_free(body);
-}
+/* ---- reading ------------------------------------------------------------------------------ */
 
 /* The next line that is not empty; NULL at the end. `*at` moves behind it. */
 static const char *next_line(const char **at, const char *end, size_t *len)
@@ -95,24 +73,63 @@ static const char *next_line(const char **at, const char *end, size_t *len)
     return NULL;
 }
 
-struct records *records_start(const struct api_service *service, const char *text, size_t len,
-                              struct answer answer, struct api_fault *fault)
+static void read_record(struct api_draft *draft, const struct api_service *service,
+                        const char *text, size_t len)
+{
+    api_draft_read(draft, service, text, len, api_by_fields);
+    if (!draft->ok || !draft->params.stream)
+        return;
+    api_draft_free(draft);
+    draft->ok = false;
+    api_fault_set(&draft->fault, 400, "stream", "A record can't be streamed.");
+}
+
+int records_read(const struct api_service *service, const char *text, size_t len,
+                 struct api_draft **drafts, int *n, struct api_fault *fault)
 {
     const char *at = text, *end = text + len, *line;
-    int n = 0, left = engine_slots_free(service->engine);
+    int count = 0, most = engine_slots(service->engine);
     size_t line_len;
 
     while (next_line(&at, end, &line_len))
-        n++;
-    if (n == 0) {
-        api_fault_set(fault, 400, NULL, "The body has no records.");
-        return NULL;
-    }
+        count++;
+    if (count == 0)
+        return api_fault_set(fault, 400, NULL, "The body has no records.");
+    if (count > most)
+        return api_fault_set(fault, 400, NULL, "The body has %d records; the server takes %d.",
+                             count, most);
+    *drafts = mem_zalloc((size_t)count, sizeof(**drafts));
+    *n = count;
+    at = text;
+    for (int i = 0; (line = next_line(&at, end, &line_len)); i++)
+        read_record(&(*drafts)[i], service, line, line_len);
+    return 0;
+}
+
+/* ---- start and end ------------------------------------------------------------------------ */
+
+static void start_record(struct record *record, const struct api_service *service,
+                         struct api_draft *draft)
+{
+    struct answer answer = {
+        .ops = &record_ops, .to = record, .arrival_us = record->records->answer.arrival_us};
+    struct api_fault fault;
+
+    record->records->n_open++;
+    record->generation = api_draft_start(draft, service, answer, &fault);
+    if (!record->generation)
+        api_fault_respond(&fault, &answer);
+}
+
+struct records *records_start(const struct api_service *service, struct api_draft *drafts, int n,
+                              struct answer answer, struct api_fault *fault)
+{
+    int left = engine_slots_free(service->engine);
+
     if (n > left) {
-        bool ever = n <= engine_slots(service->engine);
-        api_fault_set(fault, ever ? 429 : 400, NULL,
-                      "The body has %d records; the server can take %d now.", n, left);
-        fault->retry_after_s = ever;
+        api_fault_set(fault, 429, NULL, "The body has %d records; the server can take %d now.", n,
+                      left);
+        fault->retry_after_s = 1;
         return NULL;
     }
     struct records *records = mem_zalloc(1, sizeof(*records));
@@ -120,15 +137,22 @@ struct records *records_start(const struct api_service *service, const char *tex
     records->list = mem_zalloc((size_t)n, sizeof(*records->list));
     records->n = n;
     records->starting = true;
-    at = text;
-    for (int i = 0; (line = next_line(&at, end, &line_len)); i++) {
+    for (int i = 0; i < n; i++) {
         records->list[i].records = records;
         buffer_init(&records->list[i].line, LINE_MAX_BYTES);
-        start_record(&records->list[i], service, line, line_len);
+        start_record(&records->list[i], service, &drafts[i]);
+        drafts[i].ok = false; /* used up */
     }
     records->starting = false;
     finish_if_done(records);
     return records;
+}
+
+void records_drafts_free(struct api_draft *drafts, int n)
+{
+    for (int i = 0; i < n; i++)
+        api_draft_free(&drafts[i]);
+    free(drafts);
 }
 
 void records_closed(struct records *records)

@@ -194,12 +194,20 @@ static void write_logprobs(struct buffer *out, enum api_kind kind, const struct 
     }
 }
 
-static void write_finish(struct buffer *out, const char *reason)
+/* "stop_reason", which vLLM has, tells which of the request's stops it was. */
+static void write_finish(struct buffer *out, const struct reply_choice *choice)
 {
-    if (reason)
-        buffer_printf(out, ",\"finish_reason\":\"%s\"", reason);
-    else
+    if (!choice->finish_reason) {
         buffer_append_str(out, ",\"finish_reason\":null");
+        return;
+    }
+    buffer_printf(out, ",\"finish_reason\":\"%s\",\"stop_reason\":", choice->finish_reason);
+    if (choice->stop_string)
+        json_write_string(out, choice->stop_string, -1);
+    else if (choice->stop_token >= 0)
+        buffer_printf(out, "%d", choice->stop_token);
+    else
+        buffer_append_str(out, "null");
 }
 
 static void write_usage(struct buffer *out, const struct reply_usage *usage)
@@ -308,7 +316,7 @@ void reply_write_chunk(struct buffer *out, const struct reply_head *head,
         json_write_string(out, choice->text, (long)choice->text_len);
     }
     write_logprobs(out, head->kind, choice->lp);
-    write_finish(out, choice->finish_reason);
+    write_finish(out, choice);
     write_token_ids(out, head->kind, choice);
     buffer_append_str(out, "}]");
     if (head->kind == API_CHAT)
@@ -354,7 +362,7 @@ void reply_add_choice(struct buffer *out, const struct reply_head *head,
         json_write_string(out, choice->text, (long)choice->text_len);
     }
     write_logprobs(out, head->kind, choice->lp);
-    write_finish(out, choice->finish_reason);
+    write_finish(out, choice);
     write_token_ids(out, head->kind, choice);
     buffer_append_str(out, "}");
 }

@@ -58,6 +58,8 @@ struct reply_choice {
     bool with_role;                       /* chat stream: the first delta */
     const struct reply_logprobs *lp;      /* NULL: null */
     const char *finish_reason;            /* NULL: null */
+    const char *stop_string;              /* "stop_reason" is this, */
+    int32_t stop_token;                   /* or this; NULL and -1: null */
     const struct buffer *token_ids;       /* ids with commas between; NULL: not asked for */
     const struct token_list *prompt_ids;  /* NULL: not asked for, or sent before */
     const struct buffer *prompt_logprobs; /* see reply_add_prompt_logprob; NULL: not asked for */

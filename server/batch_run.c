@@ -220,10 +220,13 @@ static const struct answer_ops answer_ops = {.add_header = answer_header,
 
 static void reap(struct batch_run *run)
 {
+    struct generation_summary summary;
+
     while (run->answered) {
         struct batch_item *item = run->answered;
-        run->counts.tokens_in += generation_prompt_tokens(item->generation);
-        run->counts.tokens_out += generation_completion_tokens(item->generation);
+        generation_summarize(item->generation, &summary);
+        run->counts.tokens_in += summary.prompt_tokens;
+        run->counts.tokens_out += summary.completion_tokens;
         item_free(item);
     }
 }

@@ -15,6 +15,7 @@
 #include "server/loop.h"
 #include "server/notify.h"
 #include "server/served_model.h"
+#include "server/tls.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -33,6 +34,7 @@ struct daemon {
     struct loop *loop;
     struct loop_wakeup *wakeup;
     struct loop_timer *tick;
+    struct tls *tls; /* NULL: plain HTTP */
     char *model_name;
     int64_t started_us, last_tick_us;
     int64_t last_event_us;  /* the engine's latest sign of life */
@@ -139,7 +141,7 @@ static void on_signal(void *arg, int signum)
     http_drain(d->api.http);
 }
 
-/* Keys can change without a restart. */
+/* Keys and the certificate can change without a restart. */
 static void on_hangup_signal(void *arg, int signum)
 {
     struct daemon *d = arg;
@@ -150,6 +152,10 @@ static void on_hangup_signal(void *arg, int signum)
         log_error("the API keys stay as they were: %s", err.message);
     else
         log_info("read the API keys again");
+    if (d->tls && tls_reload(d->tls, &err))
+        log_error("the certificate stays as it was: %s", err.message);
+    else if (d->tls)
+        log_info("read the certificate again");
 }
 
 static void check_drained(struct daemon *d, int64_t now)
@@ -210,9 +216,11 @@ static struct http_server *listen_on(struct daemon *d)
         .port = (int)o->port,
         .max_connections = (int)o->max_connections,
         .max_body = (size_t)o->max_body_mib << 20,
+        .max_bodies = (size_t)o->max_uploads_mib << 20,
         .max_buffered = (size_t)o->max_stream_buffer_kib << 10,
         .idle_timeout_s = (int)o->idle_timeout_s,
         .read_timeout_s = (int)o->read_timeout_s,
+        .tls = d->tls,
     };
     struct error err;
 
@@ -222,20 +230,50 @@ static struct http_server *listen_on(struct daemon *d)
     if (!http)
         log_error("%s", err.message);
     else
-        log_info("mlad %s listens on http://%s:%d, model %s", MLAD_VERSION, o->host,
-                 http_port(http), d->model_name);
+        log_info("mlad %s listens on %s://%s:%d, model %s", MLAD_VERSION, d->tls ? "https" : "http",
+                 o->host, http_port(http), d->model_name);
     return http;
+}
+
+/* Reads the secrets: API keys, certificate and its key. */
+static int load_secrets(struct daemon *d)
+{
+    const struct options *o = d->api.options;
+    struct error err;
+
+    d->api.access = access_new(o, &err);
+    if (!d->api.access)
+        goto fail;
+    if (*o->tls_cert) {
+        d->tls = tls_new(o->tls_cert, *o->tls_key ? o->tls_key : o->tls_cert, &err);
+        if (!d->tls)
+            goto fail;
+    } else if (*o->tls_key) {
+        error_set(&err, "--tls-key needs --tls-cert");
+        goto fail;
+    }
+    return 0;
+fail:
+    log_error("%s", err.message);
+    return -1;
+}
+
+static int start_traces(struct daemon *d)
+{
+    struct error err;
+
+    if (!*d->api.options->otlp_traces_endpoint)
+        return 0;
+    d->api.otlp = otlp_new(d->api.options, d->model_name, &err);
+    if (!d->api.otlp)
+        log_error("%s", err.message);
+    return d->api.otlp ? 0 : -1;
 }
 
 static void serve(struct daemon *d)
 {
-    struct error err;
-
-    d->api.access = access_new(d->api.options, &err);
-    if (!d->api.access) {
-        log_error("%s", err.message);
+    if (load_secrets(d) || start_traces(d))
         return;
-    }
     loop_on_signal(d->loop, SIGTERM, on_signal, d);
     loop_on_signal(d->loop, SIGINT, on_signal, d);
     loop_on_signal(d->loop, SIGHUP, on_hangup_signal, d);
@@ -252,6 +290,7 @@ static void serve(struct daemon *d)
 
     loop_run(d->loop);
 
+    loop_finish_work(d->loop);
     loop_timer_stop(d->tick);
     http_stop(d->api.http);
     generations_free(d->api.service.generations);
@@ -277,12 +316,16 @@ int daemon_run(const struct options *options, const char *model_dir)
         .metrics = metrics_new(d->model_name),
         .state = SERVICE_LOADING,
         .started = clock_unix_s(),
+        .sessions = sessions_new((int)options->max_sessions, options->session_lifetime_s),
     };
-    d->loop = loop_new();
+    d->api.loop = d->loop = loop_new();
     d->wakeup = loop_wakeup_new(d->loop, on_wake, d);
     serve(d);
     if (d->api.access)
         access_free(d->api.access);
+    sessions_free(d->api.sessions);
+    tls_free(d->tls);
+    otlp_free(d->api.otlp);
     loop_wakeup_free(d->wakeup);
     loop_free(d->loop);
     metrics_free(d->api.metrics);

@@ -37,6 +37,7 @@ struct choice {
     bool role_sent;
     bool prompt_shown;
     const char *finish_reason;
+    int32_t stop_token; /* of the request's stop_token_ids; -1: none */
     int64_t admitted_us, first_token_us, last_token_us;
 };
 
@@ -233,7 +234,7 @@ static void choice_init(struct choice *c, struct generation *gen, int index)
         .tools = params->tools,
     };
 
-    *c = (struct choice){.gen = gen, .index = index, .prompt = index / params->n};
+    *c = (struct choice){.gen = gen, .index = index, .prompt = index / params->n, .stop_token = -1};
     const struct prompt *prompt = &gen->prompts[c->prompt];
     text_stream_init(&c->text, model->tokenizer, &params->stops, params->skip_special_tokens);
     if (chat) {
@@ -255,12 +256,14 @@ static void choice_init(struct choice *c, struct generation *gen, int index)
 
 /* How many tokens to generate where `room` fit. A completion that doesn't say gets 16, as the
  * OpenAI API has it; a chat what fits. */
-static int32_t answer_tokens(const struct api_params *params, int32_t room)
+static int32_t answer_tokens(const struct api_params *params, int64_t limit, int32_t room)
 {
     int32_t wanted = params->max_tokens;
 
     if (wanted < 0)
         wanted = params->kind == API_COMPLETION ? DEFAULT_COMPLETION_TOKENS : room;
+    if (limit && wanted > limit)
+        wanted = (int32_t)limit;
     return wanted < room ? wanted : room;
 }
 
@@ -273,7 +276,7 @@ static struct engine_request *choice_request(const struct choice *c)
 
     request->tokens = mem_copy(tokens->ids, tokens->len * sizeof(*tokens->ids));
     request->n_tokens = (int32_t)tokens->len;
-    request->max_tokens = answer_tokens(&gen->params, room);
+    request->max_tokens = answer_tokens(&gen->params, gen->all->options->max_answer_tokens, room);
     request->priority = gen->params.priority;
     request->cache_salt = gen->params.cache_salt;
     request->score_prompt = gen->params.score_prompt;
@@ -330,6 +333,8 @@ static struct reply_choice reply_of(const struct choice *c)
         .calls_len = m->calls.len,
         .lp = c->gen->params.logprobs ? &c->logprobs : NULL,
         .finish_reason = c->finish_reason,
+        .stop_string = c->text.stopped,
+        .stop_token = c->stop_token,
         .token_ids = c->gen->params.return_token_ids ? &c->token_ids : NULL,
         .prompt_ids = prompt_ids_of(c),
         .prompt_logprobs = c->gen->params.prompt_logprobs >= 0 ? &c->prompt_logprobs : NULL,
@@ -478,7 +483,13 @@ static int check_lengths(const struct generations *all, const struct api_params 
                          const struct prompt *prompts, int n_prompts, struct api_fault *fault)
 {
     int64_t max = engine_model(all->engine)->max_model_len;
+    int64_t longest = all->options->max_answer_tokens;
 
+    if (longest && params->max_tokens > longest)
+        return api_fault_set(fault, 400, "max_tokens",
+                             "This server's answers have at most %lld tokens, and the request asks "
+                             "for %d.",
+                             (long long)longest, params->max_tokens);
     for (int i = 0; i < n_prompts; i++) {
         int64_t prompt = (int64_t)prompts[i].tokens.len;
         int64_t answer = params->max_tokens < 0 ? 1 : params->max_tokens;
@@ -588,14 +599,36 @@ void generation_closed(struct generation *gen)
     generation_free(gen);
 }
 
-int32_t generation_prompt_tokens(const struct generation *gen)
+void generation_summarize(const struct generation *gen, struct generation_summary *summary)
 {
-    return usage_of(gen).prompt_tokens;
-}
+    struct reply_usage usage = usage_of(gen);
 
-int32_t generation_completion_tokens(const struct generation *gen)
-{
-    return usage_of(gen).completion_tokens;
+    *summary = (struct generation_summary){
+        .id = gen->id,
+        .kind = gen->params.kind,
+        .stream = gen->params.stream,
+        .n = gen->params.n,
+        .max_tokens = gen->params.max_tokens,
+        .temperature = gen->params.sampling.temperature,
+        .top_p = gen->params.sampling.top_p,
+        .prompt_tokens = usage.prompt_tokens,
+        .cached_tokens = usage.cached_tokens,
+        .completion_tokens = usage.completion_tokens,
+        .reasoning_tokens = usage.reasoning_tokens,
+        .queue_us = -1,
+        .first_token_us = -1,
+    };
+    for (int i = 0; i < gen->n_choices; i++) {
+        const struct choice *c = &gen->choices[i];
+        int64_t queued = c->admitted_us ? c->admitted_us - gen->arrival_us : -1;
+        int64_t first = c->first_token_us ? c->first_token_us - gen->arrival_us : -1;
+        if (queued > summary->queue_us)
+            summary->queue_us = queued;
+        if (first >= 0 && (summary->first_token_us < 0 || first < summary->first_token_us))
+            summary->first_token_us = first;
+        if (c->finish_reason && summary->n_finish_reasons < API_MAX_CHOICES)
+            summary->finish_reasons[summary->n_finish_reasons++] = c->finish_reason;
+    }
 }
 
 /* ---- events ------------------------------------------------------------------------------- */
@@ -632,12 +665,23 @@ static void choice_finish(struct choice *c, const char *reason, enum request_out
         complete(gen);
 }
 
+/* Whether the token is of the request's stop_token_ids, not one of the model's own. */
+static bool is_own_stop(const struct api_params *params, int32_t token)
+{
+    for (int32_t i = 0; i < params->sampling.n_stop_tokens; i++)
+        if (params->sampling.stop_tokens[i] == token)
+            return i >= params->n_end_tokens;
+    return false;
+}
+
 static void handle_token(struct choice *c, const struct engine_event *event)
 {
     const struct sampling_result *result = &event->token.result;
     bool stop_token = event->token.finish == FINISH_STOP;
 
     choice_note_token(c, event->time_us);
+    if (stop_token && is_own_stop(&c->gen->params, result->token))
+        c->stop_token = result->token;
     if (c->gen->params.return_token_ids)
         buffer_printf(&c->token_ids, "%s%d", c->token_ids.len ? "," : "", result->token);
     bool stopped = (!stop_token || c->gen->params.stops.include) && choice_add_text(c, result);
@@ -683,6 +727,19 @@ void generations_handle(struct generations *all, const struct engine_event *even
     }
 }
 
+/* Whether a sequence of it has waited for its first step too long. */
+static bool waits_too_long(const struct generation *gen, int64_t now)
+{
+    int64_t limit_us = gen->all->options->queue_timeout_s * 1000000;
+
+    if (!limit_us || now - gen->arrival_us < limit_us)
+        return false;
+    for (int i = 0; i < gen->n_choices; i++)
+        if (gen->choices[i].id && !gen->choices[i].admitted_us)
+            return true;
+    return false;
+}
+
 static void tick_one(struct generation *gen, int64_t now)
 {
     static const char comment[] = ": keep-alive\n\n";
@@ -696,6 +753,17 @@ static void tick_one(struct generation *gen, int64_t now)
                       "The request was not finished within its time limit of "
                       "%.3g seconds.",
                       (double)(gen->deadline_us - gen->arrival_us) * 1e-6);
+        fail(gen, &fault, OUTCOME_TIMEOUT);
+        return;
+    }
+    if (waits_too_long(gen, now)) {
+        metrics_count_limit(gen->all->metrics, LIMIT_QUEUE_TIME);
+        api_fault_set(&fault, 503, NULL,
+                      "The request waited for its turn for %lld seconds, which is as long as it "
+                      "may. Please retry.",
+                      (long long)gen->all->options->queue_timeout_s);
+        fault.code = "queue_timeout";
+        fault.retry_after_s = retry_after(gen->all, gen->n_choices);
         fail(gen, &fault, OUTCOME_TIMEOUT);
         return;
     }

@@ -49,9 +49,22 @@ void generations_handle(struct generations *all, const struct engine_event *even
  * generation. Every generation that was started is closed once. */
 void generation_closed(struct generation *gen);
 
-/* Tokens so far, for the access log. */
-int32_t generation_prompt_tokens(const struct generation *gen);
-int32_t generation_completion_tokens(const struct generation *gen);
+/* What logs and traces tell of a request. Strings live as long as the generation. */
+struct generation_summary {
+    const char *id;
+    enum api_kind kind;
+    bool stream;
+    int32_t n;          /* choices for each prompt */
+    int32_t max_tokens; /* -1: the request doesn't say */
+    float temperature, top_p;
+    int32_t prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens;
+    int64_t queue_us;       /* from arrival to the first step of its last sequence; -1: none ran */
+    int64_t first_token_us; /* from arrival to the first token; -1: none came */
+    const char *finish_reasons[API_MAX_CHOICES]; /* of the first choices that are over */
+    int n_finish_reasons;
+};
+
+void generation_summarize(const struct generation *gen, struct generation_summary *summary);
 
 /* Several times a second: time limits, and comments on silent streams. */
 void generations_tick(struct generations *all);

@@ -1,8 +1,10 @@
 #include "server/healthcheck.h"
 
 #include "base/clock.h"
+#include "base/panic.h"
 
 #include <errno.h>
+#include <gnutls/gnutls.h>
 #include <netdb.h>
 #include <poll.h>
 #include <stdbool.h>
@@ -19,6 +21,7 @@ struct check {
     int port;
     int fd;
     int64_t until_us;
+    gnutls_session_t tls; /* NULL: plain text */
 };
 
 static int late(const struct check *check, struct error *err)
@@ -67,14 +70,57 @@ static int connect_to(struct check *check, const struct addrinfo *address, struc
     return failure ? broken(check, err) : 0;
 }
 
+/* ---- TLS, or not -------------------------------------------------------------------------- */
+
+static int no_tls(const struct check *check, int rc, struct error *err)
+{
+    return error_set(err, "can't speak TLS with %s:%d: %s", check->host, check->port,
+                     gnutls_strerror(rc));
+}
+
+static bool is_pause(int rc)
+{
+    return rc == GNUTLS_E_AGAIN || rc == GNUTLS_E_INTERRUPTED;
+}
+
+/* The certificate is not verified: it names the server's public name, and who answers on this
+ * host's own port is not in question. `credentials` outlive the session. */
+static int begin_tls(struct check *check, gnutls_certificate_credentials_t credentials,
+                     struct error *err)
+{
+    int rc = gnutls_init(&check->tls, GNUTLS_CLIENT | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL);
+
+    if (rc < 0)
+        return no_tls(check, rc, err);
+    gnutls_set_default_priority(check->tls);
+    gnutls_credentials_set(check->tls, GNUTLS_CRD_CERTIFICATE, credentials);
+    gnutls_transport_set_int(check->tls, check->fd);
+    while (is_pause(rc = gnutls_handshake(check->tls)))
+        if (await(check, gnutls_record_get_direction(check->tls) ? POLLOUT : POLLIN, err))
+            return -1;
+    return rc < 0 ? no_tls(check, rc, err) : 0;
+}
+
 /* The request fits in the buffer of a socket just made, so one send takes it. */
 static int send_request(const struct check *check, struct error *err)
 {
     static const char request[] = "GET /health HTTP/1.1\r\nHost: localhost\r\n"
                                   "Connection: close\r\n\r\n";
-    ssize_t n = send(check->fd, request, sizeof(request) - 1, MSG_NOSIGNAL);
+    ssize_t n = check->tls ? gnutls_record_send(check->tls, request, sizeof(request) - 1)
+                           : send(check->fd, request, sizeof(request) - 1, MSG_NOSIGNAL);
 
     return n == (ssize_t)sizeof(request) - 1 ? 0 : broken(check, err);
+}
+
+/* Reads what has come: the bytes, 0 at the end or, with errno set to EAGAIN, -1. */
+static ssize_t receive(const struct check *check, char *out, size_t max)
+{
+    if (!check->tls)
+        return recv(check->fd, out, max, 0);
+    ssize_t n = gnutls_record_recv(check->tls, out, max);
+    if (n < 0)
+        errno = is_pause((int)n) ? EAGAIN : ECONNRESET;
+    return n < 0 ? -1 : n;
 }
 
 /* Reads the status line. */
@@ -85,11 +131,12 @@ static int read_status(const struct check *check, struct error *err)
     int status = 0;
 
     while (len < ANSWER_MAX && !memchr(answer, '\n', len)) {
-        if (await(check, POLLIN, err))
-            return -1;
-        ssize_t n = recv(check->fd, answer + len, ANSWER_MAX - len, 0);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        ssize_t n = receive(check, answer + len, ANSWER_MAX - len);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+            if (await(check, POLLIN, err))
+                return -1;
             continue;
+        }
         if (n < 0)
             return broken(check, err);
         if (n == 0)
@@ -104,10 +151,16 @@ static int read_status(const struct check *check, struct error *err)
     return 0;
 }
 
-static int ask(struct check *check, const struct addrinfo *address, struct error *err)
+static int ask(struct check *check, const struct addrinfo *address,
+               gnutls_certificate_credentials_t credentials, struct error *err)
 {
-    int rc = connect_to(check, address, err) || send_request(check, err) || read_status(check, err);
+    int rc = connect_to(check, address, err) ||
+             (credentials && begin_tls(check, credentials, err)) || send_request(check, err) ||
+             read_status(check, err);
 
+    if (check->tls)
+        gnutls_deinit(check->tls);
+    check->tls = NULL;
     if (check->fd >= 0)
         close(check->fd);
     return rc ? -1 : 0;
@@ -127,6 +180,7 @@ int healthcheck(const struct options *options, struct error *err)
                           .port = (int)options->port,
                           .until_us = clock_us() + TIME_LIMIT_MS * 1000};
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *addresses;
+    gnutls_certificate_credentials_t credentials = NULL;
     char port[16];
     int rc = -1;
 
@@ -138,8 +192,12 @@ int healthcheck(const struct options *options, struct error *err)
         failure = getaddrinfo("127.0.0.1", port, &hints, &addresses);
     if (failure)
         return error_set(err, "can't find %s: %s", check.host, gai_strerror(failure));
+    if (*options->tls_cert && gnutls_certificate_allocate_credentials(&credentials) < 0)
+        PANIC("out of host memory");
     for (const struct addrinfo *at = addresses; at && rc; at = at->ai_next)
-        rc = ask(&check, at, err);
+        rc = ask(&check, at, credentials, err);
+    if (credentials)
+        gnutls_certificate_free_credentials(credentials);
     freeaddrinfo(addresses);
     return rc;
 }

@@ -33,12 +33,16 @@
  * Getting rid of a connection that is MHD's: disconnect() shuts the socket down and unparks it; MHD
  * finds it dead and closes it in the next pump.
  *
- * Refusals. MHD can answer only before a body or after it, so 400, 408, 413 and 503 are written to
- * the socket directly (nothing else of this exchange was), and the connection is closed gently
- * (http_linger.h), so that a client in mid-upload still reads the answer. What MHD itself finds
- * malformed (request line, field syntax, chunk sizes, fields too large: 400, 414, 431, 505) it
- * answers with a page of its own, or closes without a word. (Version 0.9.75 writes the head of that
- * page twice when a Content-Length is no number.)
+ * Refusals. MHD can answer only before a body or after it, so 400, 408, 413, 429 and 503 are
+ * written to the socket directly (nothing else of this exchange was), and the connection is closed
+ * gently (http_linger.h), so that a client in mid-upload still reads the answer. What MHD itself
+ * finds malformed (request line, field syntax, chunk sizes, fields too large: 400, 414, 431, 505)
+ * it answers with a page of its own, or closes without a word. (Version 0.9.75 writes the head of
+ * that page twice when a Content-Length is no number.)
+ *
+ * TLS. The sessions are MHD's, inside its own input and output; a client's handshake counts as
+ * reading, and what is refused past MHD goes through its session (tls.h). A connection that does
+ * not speak TLS is closed without an answer.
  *
  * Limits. max_connections is counted here and MHD's own limit is higher: at its limit MHD stops
  * accepting, and clients would hang without an answer. Time limits are a walk over all connections
@@ -52,6 +56,7 @@
 #include "server/http_exchange.h"
 #include "server/http_linger.h"
 #include "server/http_socket.h"
+#include "server/tls.h"
 
 #include <microhttpd.h>
 #include <stdarg.h>
@@ -70,7 +75,8 @@ enum {
     SPARE_CONNECTIONS = 64, /* + 1/8: past max_connections, to be told 503 */
     SPARE_FILES = 512,      /* of the rest of the process, and of lingering sockets */
     SWEEP_MS = 500,
-    SURPLUS_S = 5, /* a connection past the limit may be silent so long */
+    SMALL_BODY = 64 * 1024, /* never refused for what others send */
+    SURPLUS_S = 5,          /* a connection past the limit may be silent so long */
 };
 
 struct http_connection {
@@ -78,6 +84,7 @@ struct http_connection {
     struct MHD_Connection *mhd;
     struct http_exchange *exchange; /* the current one, or NULL */
     int fd;
+    struct tls_peer tls;
     struct loop_watch *hangup;
     bool surplus; /* past max_connections: its request is refused */
     bool dead;    /* disconnect() was called */
@@ -108,6 +115,7 @@ struct http_server {
     int connection_count, surplus_count;
     int active;
     uint64_t dropped;
+    size_t body_bytes;
     struct http_exchange *over_first, **over_last;
 };
 
@@ -232,16 +240,30 @@ static enum MHD_Result refuse(struct http_connection *conn, int status)
                        "HTTP/1.1 %d %s\r\nDate: %s\r\nConnection: close\r\n%s"
                        "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
                        status, MHD_get_reason_phrase_for((unsigned)status), date,
-                       status == 503 ? "Retry-After: 1\r\n" : "", strlen(body), head ? "" : body);
+                       status == 503 || status == 429 ? "Retry-After: 1\r\n" : "", strlen(body),
+                       head ? "" : body);
     ASSERT(len > 0 && (size_t)len < sizeof(response));
     /* The socket's buffer is empty but for earlier responses that the client did not read. */
-    (void)send(conn->fd, response, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (conn->tls.tls)
+        tls_send_last(&conn->tls, response, (size_t)len);
+    else
+        (void)send(conn->fd, response, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
     shutdown(conn->fd, SHUT_WR);
     conn->linger = true;
     return MHD_NO;
 }
 
 /* ---- what MHD calls: connections ---- */
+
+/* What was read so far was the handshake, not a request. */
+static void on_established(void *arg)
+{
+    struct http_connection *conn = arg;
+
+    conn->idle_since_us = clock_us();
+    conn->idle_measured = false;
+    conn->reading_since_us = 0;
+}
 
 static struct http_connection *connection_open(struct http_server *server,
                                                struct MHD_Connection *mhd)
@@ -255,6 +277,10 @@ static struct http_connection *connection_open(struct http_server *server,
         server->connection_count - server->surplus_count >= server->options.max_connections;
     conn->idle_since_us = clock_us();
     conn->idle_measured = true; /* nothing arrived yet */
+    if (server->options.tls)
+        tls_attach(&conn->tls, server->options.tls,
+                   MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_GNUTLS_SESSION)->tls_session,
+                   on_established, conn);
     http_socket_name(MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr,
                      conn->peer, sizeof(conn->peer));
     conn->next = server->connections;
@@ -276,6 +302,7 @@ static void connection_close(struct http_connection *conn)
     if (conn->exchange) /* MHD does not tell when it runs out of epoll entries */
         exchange_over(conn->exchange, false);
     loop_watch_stop(conn->hangup);
+    tls_detach(&conn->tls);
     if (!server->stopping && (conn->linger || (!conn->dead && http_socket_unread(conn->fd) > 0))) {
         int copy = dup(conn->fd);
         if (copy >= 0)
@@ -360,11 +387,16 @@ static enum MHD_Result read_headers(struct http_exchange *ex, const char *path, 
 /* Takes a piece of the body; without one, the body is complete and the request is handed out. */
 static enum MHD_Result read_body(struct http_exchange *ex, const char *piece, size_t *len)
 {
-    const struct http_callbacks *callbacks = &ex->server->callbacks;
+    struct http_server *server = ex->server;
+    const struct http_callbacks *callbacks = &server->callbacks;
 
     if (*len) {
+        if (ex->body.len + *len > SMALL_BODY &&
+            server->body_bytes + *len > server->options.max_bodies)
+            return refuse(ex->conn, 429);
         if (buffer_append(&ex->body, piece, *len))
             return refuse(ex->conn, 413);
+        http_count_body(server, (ptrdiff_t)*len);
         *len = 0;
         return MHD_YES;
     }
@@ -564,14 +596,21 @@ static int limit_connections(struct http_server *server)
 static struct MHD_Daemon *start_daemon(struct http_server *server, int listen_fd)
 {
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_TURBO | MHD_USE_ERROR_LOG;
+    struct MHD_OptionItem tls_items[] = {
+        {MHD_OPTION_HTTPS_PRIORITIES, 0, TLS_PRIORITIES},
+        {MHD_OPTION_HTTPS_CERT_CALLBACK, 0, (void *)tls_show_certificate},
+        {MHD_OPTION_END, 0, NULL},
+    };
 
+    if (server->options.tls)
+        flags |= MHD_USE_TLS;
     return MHD_start_daemon(
         flags, 0, NULL, NULL, on_access, server, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL,
         MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server,
         MHD_OPTION_URI_LOG_CALLBACK, on_request_line, server, MHD_OPTION_NOTIFY_COMPLETED,
         on_completed, server, MHD_OPTION_CONNECTION_LIMIT, (unsigned)limit_connections(server),
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_POOL, MHD_OPTION_CONNECTION_TIMEOUT,
-        0u,
+        0u, MHD_OPTION_ARRAY, server->options.tls ? tls_items : &tls_items[2],
 #if MHD_VERSION >= 0x00097701
         MHD_OPTION_CLIENT_DISCIPLINE_LVL, 1,
 #else
@@ -667,6 +706,16 @@ size_t http_buffered(const struct http_server *server)
         if (conn->exchange)
             bytes += conn->exchange->out.len;
     return bytes;
+}
+
+size_t http_body_bytes(const struct http_server *server)
+{
+    return server->body_bytes;
+}
+
+void http_count_body(struct http_server *server, ptrdiff_t bytes)
+{
+    server->body_bytes += (size_t)bytes;
 }
 
 uint64_t http_dropped(const struct http_server *server)

@@ -7,6 +7,7 @@
  * once, after the response is sent or the client is gone. All calls are on the loop's thread. */
 #pragma once
 
+#include "base/buffer.h"
 #include "base/error.h"
 #include "server/loop.h"
 
@@ -16,15 +17,18 @@
 
 struct http_server;
 struct http_exchange;
+struct tls;
 
 struct http_options {
     const char *host;    /* address or name to bind */
     int port;            /* 0: any free one, see http_port */
     int max_connections; /* past it new connections get 503 and are closed */
     size_t max_body;     /* bytes; past it 413 */
+    size_t max_bodies;   /* bytes of all bodies together; past it large ones get 429 */
     size_t max_buffered; /* bytes waiting to be sent on one stream; past it the client is dropped */
     int idle_timeout_s;  /* of a kept-alive connection without a request: >= 75 behind an ALB */
     int read_timeout_s;  /* for a request's headers and body to arrive: 408 */
+    struct tls *tls;     /* borrowed; NULL: plain HTTP */
 };
 
 /* Why an exchange ended: the response was sent (or aborted, where the application said so), or the
@@ -40,7 +44,7 @@ struct http_callbacks {
      * its response was pending (within milliseconds of the FIN or RST). Never called from inside a
      * function of this header but http_stop, which must not be called from a callback. */
     void (*closed)(void *arg, struct http_exchange *ex, enum http_end how);
-    /* The server refuses a request by itself (413, 408, 503, 400): writes the body to send for
+    /* The server refuses a request by itself (413, 408, 429, 503, 400): writes the body to send for
      * `status` into `body` (NUL-terminated) and its content type is application/json. */
     void (*refusal)(void *arg, int status, char *body, size_t size);
     /* May be NULL. Everything that was written so far is with the sockets that take it. */
@@ -64,8 +68,10 @@ void http_drain(struct http_server *server);
 int http_active(const struct http_server *server);
 int http_connections(const struct http_server *server);
 
-/* For metrics: bytes buffered for all streams, and clients dropped for reading too slowly. */
+/* For metrics: bytes buffered for all streams, bytes of request bodies, and clients dropped for
+ * reading too slowly. */
 size_t http_buffered(const struct http_server *server);
+size_t http_body_bytes(const struct http_server *server);
 uint64_t http_dropped(const struct http_server *server);
 
 /* Aborts what is still open, calls `closed` for each, and frees the server. */
@@ -77,7 +83,13 @@ const char *http_path(const struct http_exchange *ex);                     /* wi
 const char *http_header(const struct http_exchange *ex, const char *name); /* NULL: not there */
 const char *http_query(const struct http_exchange *ex, const char *name);  /* NULL: not there */
 const char *http_body(const struct http_exchange *ex, size_t *len);        /* "" when empty */
-const char *http_peer(const struct http_exchange *ex);                     /* "127.0.0.1:4711" */
+
+/* Moves the body out, for an application that reads it elsewhere. It goes on counting against
+ * max_bodies until http_free_body; one that is not taken goes with its exchange. */
+struct buffer http_take_body(struct http_exchange *ex);
+void http_free_body(struct http_server *server, struct buffer *body);
+
+const char *http_peer(const struct http_exchange *ex);   /* "127.0.0.1:4711" */
 int64_t http_arrival_us(const struct http_exchange *ex); /* clock_us when its headers were read */
 
 /* The application's own pointer on an exchange (NULL at first). */

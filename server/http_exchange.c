@@ -34,7 +34,7 @@ struct http_exchange *http_exchange_new(struct http_server *server, struct http_
 void http_exchange_free(struct http_exchange *ex)
 {
     http_fields_free(&ex->fields);
-    buffer_free(&ex->body);
+    http_free_body(ex->server, &ex->body);
     buffer_free(&ex->headers);
     buffer_free(&ex->out);
     free(ex->method);
@@ -82,6 +82,20 @@ const char *http_body(const struct http_exchange *ex, size_t *len)
     if (len)
         *len = ex->body.len;
     return ex->body.data ? ex->body.data : "";
+}
+
+struct buffer http_take_body(struct http_exchange *ex)
+{
+    struct buffer body = ex->body;
+
+    buffer_init(&ex->body, body.max);
+    return body;
+}
+
+void http_free_body(struct http_server *server, struct buffer *body)
+{
+    http_count_body(server, -(ptrdiff_t)body->len);
+    buffer_free(body);
 }
 
 const char *http_peer(const struct http_exchange *ex)

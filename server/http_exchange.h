@@ -47,4 +47,8 @@ size_t http_exchange_take(struct http_exchange *ex, char *out, size_t max);
 /* What http.c does for an exchange that is not OVER: has libmicrohttpd come back to it after a
  * change, and gets rid of a client that reads too slowly. */
 void http_wake(struct http_exchange *ex);
+
+/* What bodies take together has changed by that many bytes. */
+void http_count_body(struct http_server *server, ptrdiff_t bytes);
+
 void http_drop(struct http_exchange *ex);

@@ -25,6 +25,15 @@ struct loop {
     uv_loop_t uv;
     uv_async_t anchor;
     struct loop_signal *signals;
+    int works; /* under way */
+};
+
+struct loop_work {
+    uv_work_t request;
+    struct loop *loop;
+    void (*work)(void *arg);
+    void (*done)(void *arg);
+    void *arg;
 };
 
 struct loop_timer {
@@ -218,6 +227,43 @@ void loop_watch_stop(struct loop_watch *watch)
 {
     if (watch)
         close_handle(&watch->handle);
+}
+
+/* ---- other threads' work ---- */
+
+static void on_work(uv_work_t *request)
+{
+    struct loop_work *work = (struct loop_work *)request;
+
+    work->work(work->arg);
+}
+
+static void on_work_done(uv_work_t *request, int status)
+{
+    struct loop_work *work = (struct loop_work *)request;
+
+    (void)status; /* it is never cancelled */
+    work->loop->works--;
+    work->done(work->arg);
+    free(work);
+}
+
+void loop_work(struct loop *loop, void (*call)(void *arg), void (*done)(void *arg), void *arg)
+{
+    struct loop_work *work = mem_zalloc(1, sizeof(*work));
+
+    work->loop = loop;
+    work->work = call;
+    work->done = done;
+    work->arg = arg;
+    loop->works++;
+    must(uv_queue_work(&loop->uv, &work->request, on_work, on_work_done));
+}
+
+void loop_finish_work(struct loop *loop)
+{
+    while (loop->works > 0)
+        uv_run(&loop->uv, UV_RUN_ONCE);
 }
 
 /* ---- idle work ---- */

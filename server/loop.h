@@ -45,6 +45,12 @@ struct loop_watch *loop_watch_start(struct loop *loop, int fd, enum loop_event e
                                     void (*call)(void *arg), void *arg);
 void loop_watch_stop(struct loop_watch *watch);
 
+/* Runs `work(arg)` on a thread of a small pool, and then `done(arg)` on the loop's. */
+void loop_work(struct loop *loop, void (*work)(void *arg), void (*done)(void *arg), void *arg);
+
+/* Runs the loop until nothing is under way of loop_work. Not from a callback. */
+void loop_finish_work(struct loop *loop);
+
 /* Calls `call(arg)` in every round of the loop while it is on; the loop does not sleep meanwhile.
  * Off at first. */
 struct loop_idle *loop_idle_new(struct loop *loop, void (*call)(void *arg), void *arg);

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "config/options.h"
 #include "server/batch_run.h"
+#include "server/bench.h"
 #include "server/daemon.h"
 #include "server/healthcheck.h"
 
@@ -69,13 +70,19 @@ static enum log_level level_of(const char *name)
     return level;
 }
 
-/* The folder of the model to load: as told, mounted, or the demo model's; NULL after saying that
- * there is none. The caller frees it. */
+/* The folder of the model: as told, mounted, or the demo model's; NULL: there is none. The caller
+ * frees it. */
+static char *find_model_dir(const struct options *options)
+{
+    return *options->model            ? mem_strdup(options->model)
+           : has_model(MOUNTED_MODEL) ? mem_strdup(MOUNTED_MODEL)
+                                      : demo_model_dir();
+}
+
+/* The same for the model to load; NULL after saying that there is none. */
 static char *model_dir_of(const struct options *options)
 {
-    char *dir = *options->model            ? mem_strdup(options->model)
-                : has_model(MOUNTED_MODEL) ? mem_strdup(MOUNTED_MODEL)
-                                           : demo_model_dir();
+    char *dir = find_model_dir(options);
 
     if (!dir)
         fprintf(stderr,
@@ -102,6 +109,16 @@ static int run_batch(const struct options *options, char *const *operands)
     return status;
 }
 
+static int run_bench(const struct options *options, char *const *operands)
+{
+    char *dir = model_dir_of(options);
+
+    (void)operands;
+    int status = dir ? bench_run(options, dir) : EXIT_FAILURE;
+    free(dir);
+    return status;
+}
+
 static int run_healthcheck(const struct options *options, char *const *operands)
 {
     struct error err;
@@ -122,6 +139,11 @@ static const struct command commands[] = {
      "      0 when every line has its answer, 1 when it could not go on, 3 when a signal stopped\n"
      "      it. --request-timeout-s holds only when it stands on the command line",
      run_batch},
+    {"bench", "", 0,
+     "time the engine without HTTP: prefill by --bench-prompts, decode by --bench-batches and\n"
+     "      --bench-contexts, and where a decode step's time goes, each beside what the device's\n"
+     "      memory and arithmetic allow. --json prints JSON; --dummy-weights needs no model files",
+     run_bench},
     {"healthcheck", "", 0,
      "ask the daemon at --host and --port whether it lives: exit status 0 or 1", run_healthcheck},
 };
@@ -137,7 +159,8 @@ static void print_help(void)
         printf("  %s%s\n      %s\n", commands[i].name, commands[i].operands, commands[i].help);
     printf(
         "\nEvery flag is also an environment variable (--max-num-seqs: MLAD_MAX_NUM_SEQS) and a\n"
-        "line of the --config file (max-num-seqs = 64). The command line wins.\n\n");
+        "line of the --config file (max-num-seqs = 64) or of mlad.conf in the model's folder. The\n"
+        "command line wins, then the environment, then --config.\n\n");
     options_print_help(stdout);
 }
 
@@ -162,12 +185,32 @@ static bool is_operand(const char *word)
     return word[0] != '-' || word[1] == '\0';
 }
 
+/* The settings from all sources. A model's folder may bring some along, in mlad.conf, which any
+ * other source overrides: the folder is all that SageMaker lets one put beside the image. */
+static int load_settings(struct options *options, int n_flags, char *const *flags,
+                         struct error *err)
+{
+    if (options_load(options, n_flags, flags, err))
+        return -1;
+    char *dir = find_model_dir(options);
+    char *file = dir ? path_join(dir, "mlad.conf") : NULL;
+    int rc = 0;
+
+    if (file && file_exists(file)) {
+        options_free(options);
+        rc = options_load_over(options, file, n_flags, flags, err);
+    }
+    free(file);
+    free(dir);
+    return rc;
+}
+
 /* The settings of the command, from its flags and the other sources. */
 static int load_options(struct options *options, const struct command *command, int n_flags,
                         char *const *flags, struct error *err)
 {
     if (command->run != run_batch)
-        return options_load(options, n_flags, flags, err);
+        return load_settings(options, n_flags, flags, err);
     /* A limit meant for clients that wait doesn't cut the lines of a batch: of all the sources of
      * this setting only the command line counts, where the last of equal flags wins. */
     char **all = mem_zalloc((size_t)n_flags + 1, sizeof(*all));
@@ -175,7 +218,7 @@ static int load_options(struct options *options, const struct command *command, 
     all[0] = no_limit;
     for (int i = 0; i < n_flags; i++)
         all[1 + i] = flags[i];
-    int rc = options_load(options, n_flags + 1, all, err);
+    int rc = load_settings(options, n_flags + 1, all, err);
     free(all);
     return rc;
 }

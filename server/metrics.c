@@ -64,8 +64,8 @@ static const struct histogram_def histogram_defs[N_HISTOGRAMS] = {
 
 static const char *const outcome_names[N_OUTCOMES] = {"stop", "length", "abort", "timeout",
                                                       "error"};
-static const char *const limit_names[N_LIMITS] = {"queue", "connections", "body", "read_time",
-                                                  "total_time"};
+static const char *const limit_names[N_LIMITS] = {
+    "queue", "connections", "body", "uploads", "read_time", "queue_time", "total_time"};
 
 struct histogram {
     int64_t counts[MAX_BUCKETS + 1]; /* not cumulative; the last is +Inf */
@@ -239,6 +239,12 @@ void metrics_write(const struct metrics *m, const struct metrics_now *now, struc
                 now->exchanges);
     write_value(m, out, "mlad_buffered_bytes", "gauge", "Bytes waiting for clients to read.",
                 (double)now->buffered_bytes);
+    write_value(m, out, "mlad_body_bytes", "gauge", "Bytes of request bodies that are there.",
+                (double)now->body_bytes);
     write_value(m, out, "mlad_slow_clients_dropped_total", "counter",
                 "Clients dropped because they read too slowly.", (double)now->dropped_clients);
+    write_value(m, out, "mlad_trace_spans_sent_total", "counter",
+                "Spans that the trace collector took.", (double)now->spans_sent);
+    write_value(m, out, "mlad_trace_spans_dropped_total", "counter",
+                "Spans that the trace collector did not take in time.", (double)now->spans_dropped);
 }

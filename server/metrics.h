@@ -24,7 +24,9 @@ enum request_limit {
     LIMIT_QUEUE,       /* 429 */
     LIMIT_CONNECTIONS, /* 503 */
     LIMIT_BODY,        /* 413 */
+    LIMIT_UPLOADS,     /* 429: bodies of all requests together */
     LIMIT_READ_TIME,   /* 408 */
+    LIMIT_QUEUE_TIME,  /* --queue-timeout-s: 503 */
     LIMIT_TOTAL_TIME,  /* --request-timeout-s */
     N_LIMITS,
 };
@@ -65,8 +67,9 @@ struct metrics_now {
     int32_t sequences; /* in the engine or on their way to it */
     int connections;
     int exchanges;
-    size_t buffered_bytes;
-    uint64_t dropped_clients; /* ever */
+    size_t buffered_bytes, body_bytes;
+    uint64_t dropped_clients;           /* ever */
+    uint64_t spans_sent, spans_dropped; /* ever */
 };
 
 /* Writes the page in the text exposition format 0.0.4. */

@@ -18,12 +18,12 @@ void text_stream_free(struct text_stream *stream)
 }
 
 /* Finds the stop string that ends first in the held text (of those ending together, the longest).
- * Returns where it starts, or -1. */
-static long find_stop(const struct text_stream *stream, size_t *stop_len)
+ * Returns it, and where it starts; or NULL. */
+static const char *find_stop(const struct text_stream *stream, size_t *start)
 {
     const struct buffer *held = &stream->held;
-    size_t best_end = held->len + 1;
-    long best = -1;
+    size_t best_end = held->len + 1, best_len = 0;
+    const char *best = NULL;
 
     for (int i = 0; i < stream->stops->n; i++) {
         size_t len = strlen(stream->stops->text[i]);
@@ -31,10 +31,11 @@ static long find_stop(const struct text_stream *stream, size_t *stop_len)
         if (!at)
             continue;
         size_t end = (size_t)(at - held->data) + len;
-        if (end < best_end || (end == best_end && len > *stop_len)) {
+        if (end < best_end || (end == best_end && len > best_len)) {
             best_end = end;
-            *stop_len = len;
-            best = (long)(at - held->data);
+            best_len = len;
+            best = stream->stops->text[i];
+            *start = (size_t)(at - held->data);
         }
     }
     return best;
@@ -65,18 +66,17 @@ static void release(struct text_stream *stream, size_t len, struct buffer *out)
 /* Releases what is decided; true when a stop string is complete. */
 static bool settle(struct text_stream *stream, struct buffer *out)
 {
-    size_t stop_len = 0;
+    size_t start = 0;
 
     if (stream->held.len == 0)
         return false;
-    long stop = find_stop(stream, &stop_len);
-    if (stop < 0) {
+    stream->stopped = find_stop(stream, &start);
+    if (!stream->stopped) {
         release(stream, stream->held.len - undecided(stream), out);
         return false;
     }
-    release(stream, (size_t)stop + (stream->stops->include ? stop_len : 0), out);
+    release(stream, start + (stream->stops->include ? strlen(stream->stopped) : 0), out);
     buffer_clear(&stream->held);
-    stream->stopped = true;
     return true;
 }
 

@@ -24,7 +24,7 @@ struct text_stream {
     bool skip_special;
     const int32_t *shown; /* special tokens that are text all the same: markers of the format */
     int n_shown;
-    bool stopped; /* a stop string came: nothing more is released */
+    const char *stopped; /* the stop string that came: nothing more is released; or NULL */
 };
 
 /* The tokenizer and the stop strings are borrowed. */

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -73,7 +74,9 @@ class Server:
         model: Path = DEMO_MODEL,
         env: dict[str, str] | None = None,
         wait: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.tls = tls  # the daemon speaks TLS, and this is how to speak with it
         command = [str(BINARY), "serve", "--port", "0", "--threads", "1"]
         command += ["--model", str(model), *flags]
         self.log_file = tempfile.TemporaryFile("w+", prefix="mlad-log-")
@@ -82,8 +85,9 @@ class Server:
         )
         try:
             wait_until(self._listens, "the daemon listens")
-            self.port = int(re.search(r"listens on http://[^ ]*:(\d+)", self.log())[1])
-            self.url = f"http://127.0.0.1:{self.port}"
+            scheme = "https" if tls else "http"
+            self.port = int(re.search(rf"listens on {scheme}://[^ ]*:(\d+)", self.log())[1])
+            self.url = f"{scheme}://127.0.0.1:{self.port}"
             state = "/ready" if wait else "/health"
             wait_until(lambda: self._is(state), "the daemon answers")
         except BaseException:
@@ -142,6 +146,7 @@ class Server:
             body = json.dumps(body).encode()
             headers.setdefault("Content-Type", "application/json")
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        connection.sock = self.connect()
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -165,16 +170,16 @@ class Server:
         return self.complete(**fields)["choices"][0]["text"]
 
     def stream(self, path: str, **fields: Any) -> "Stream":
-        return Stream(self.port, path, fields | {"stream": True})
+        return Stream(self.connect(), path, fields | {"stream": True})
 
     def connect(self, receive_buffer: int = 0) -> socket.socket:
-        """A bare connection."""
+        """A connection on which nothing was sent yet."""
         sock = socket.socket()
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(TIMEOUT_S)
         sock.connect(("127.0.0.1", self.port))
-        return sock
+        return self.tls.wrap_socket(sock, server_hostname="127.0.0.1") if self.tls else sock
 
     def send(self, path: str, **fields: Any) -> socket.socket:
         """A connection with a request under way whose answer nobody reads yet."""
@@ -229,8 +234,8 @@ def request_bytes(path: str, fields: dict) -> bytes:
 class Stream:
     """A streamed answer as it comes off the wire: HTTP chunks, in them server-sent events."""
 
-    def __init__(self, port: int, path: str, fields: dict) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    def __init__(self, connection: socket.socket, path: str, fields: dict) -> None:
+        self.socket = connection
         self.socket.sendall(request_bytes(path, fields))
         self.file = self.socket.makefile("rb")
         self.status = int(self.file.readline().split()[1])

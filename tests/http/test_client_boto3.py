@@ -25,6 +25,7 @@ CHAT_BODY = {"messages": WHAT, "temperature": 0, "max_tokens": 200}
 PROMPT_BODY = {"prompt": "mlad is", "temperature": 0, "max_tokens": 12}
 ENDLESS = GREEDY | {"prompt": "mlad is", "max_tokens": 8000}
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+SESSIONS = ("X-Amzn-SageMaker-New-Session-Id", "X-Amzn-SageMaker-Closed-Session-Id")
 
 
 def event_message(headers: dict[str, str], payload: bytes) -> bytes:
@@ -69,8 +70,9 @@ class Front(BaseHTTPRequestHandler):
 
     def model_headers(self, response: http.client.HTTPResponse, type_name: str) -> dict[str, str]:
         headers = {type_name: response.headers["Content-Type"]}
-        if ATTRIBUTES in response.headers:
-            headers[ATTRIBUTES] = response.headers[ATTRIBUTES]
+        for name in (ATTRIBUTES, *SESSIONS):
+            if name in response.headers:
+                headers[name] = response.headers[name]
         return headers
 
     def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -267,3 +269,17 @@ def test_a_stream_that_breaks_is_an_error(start: Callable[..., Server]) -> None:
     assert nothing == ""
     error = json.loads(last.removeprefix("data: "))["error"]
     assert error["type"] == "service_unavailable_error"
+
+
+def test_a_session_opens_and_closes(client) -> None:
+    opened = client.invoke_endpoint(
+        **request({"requestType": "NEW_SESSION"}, SessionId="NEW_SESSION")
+    )
+    session = opened["NewSessionId"].split(";")[0]
+    answer = client.invoke_endpoint(**request(PROMPT_BODY, SessionId=session))
+    assert json.load(answer["Body"])["choices"][0]["text"]
+    closed = client.invoke_endpoint(**request({"requestType": "CLOSE"}, SessionId=session))
+    assert closed["ClosedSessionId"] == session
+    with pytest.raises(ClientError) as refused:
+        client.invoke_endpoint(**request(PROMPT_BODY, SessionId=session))
+    assert "session_not_found" in refused.value.response["OriginalMessage"]

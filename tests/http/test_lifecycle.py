@@ -111,6 +111,25 @@ def test_flags_win_over_environment_and_environment_over_the_file(start, tmp_pat
     assert model(server) == ("of-the-flag", 64)
 
 
+def test_a_models_folder_may_bring_settings(start, checkpoint: Path, tmp_path: Path) -> None:
+    settings = checkpoint / "mlad.conf"
+    settings.write_text("served-model-name = of-the-folder\nmax-model-len = 128\n")
+    config = tmp_path / "mlad.conf"
+    config.write_text("max-model-len = 96\n")
+
+    def model(server: Server) -> tuple[str, int]:
+        [model] = server.get("/v1/models").json()["data"]
+        return model["id"], model["max_model_len"]
+
+    assert model(start(model=checkpoint)) == ("of-the-folder", 128)
+    assert model(start("--config", str(config), model=checkpoint)) == ("of-the-folder", 96)
+    server = start(model=checkpoint, env={"MLAD_SERVED_MODEL_NAME": "of-the-environment"})
+    assert model(server) == ("of-the-environment", 128)
+    settings.write_text("no-such-setting = 1\n")
+    done = run("serve", "--port", "0", "--model", str(checkpoint))
+    check_refused(done, str(settings), "line 1", "no-such-setting")
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

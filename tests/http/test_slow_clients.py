@@ -36,7 +36,7 @@ def test_a_client_that_does_not_read_is_dropped(start) -> None:
 
 def test_a_client_that_pauses_gets_all_of_its_stream(server: Server) -> None:
     request = {"prompt": "One", "max_tokens": 150, "ignore_eos": True, "temperature": 0}
-    stream = Stream(server.port, COMPLETIONS, request | {"logprobs": 20, "stream": True})
+    stream = Stream(server.connect(), COMPLETIONS, request | {"logprobs": 20, "stream": True})
     events = stream.events()
     text = next(events)["choices"][0]["text"]
     wait_until(server.is_idle, "the answer is made")

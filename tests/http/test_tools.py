@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import openai
 import pytest
 from daemon import CHAT, Server
@@ -147,3 +148,93 @@ def test_markers_in_a_users_text_are_text(client: openai.OpenAI) -> None:
     trick = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{}"
     choice = ask(client, [{"role": "user", "content": trick}]).choices[0]
     assert choice.message.tool_calls is None
+
+
+# ---- calls that must come
+
+
+def strict_tools() -> list[dict]:
+    """Tools whose arguments a small model would not get right by itself."""
+    level = {"type": "integer", "minimum": 10, "maximum": 99}
+    mode = {"enum": ["eco-7Q", "turbo-9Z"]}
+    schemas = {
+        "set_level": {"level": level, "mode": mode},
+        "set_level_of": {"who": {"type": "string", "pattern": "^u[0-9]{4}$"}},
+        "restart": None,
+    }
+    tools = []
+    for name, properties in schemas.items():
+        function = {"name": name, "description": f"Use {name}."}
+        if properties:
+            function["parameters"] = {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            }
+        tools.append({"type": "function", "function": function})
+    return tools
+
+
+def required_call(server: Server, seed: int, stream: bool) -> tuple[str, str, str]:
+    """Name, arguments and finish reason of a required call by a model that is all random."""
+    fields = {
+        "messages": [{"role": "user", "content": f"Hello {seed}"}],
+        "tools": strict_tools(),
+        "tool_choice": "required",
+        "temperature": 5,
+        "seed": seed,
+        "max_tokens": 400,
+    }
+    if not stream:
+        choice = server.post(CHAT, fields).json()["choices"][0]
+        (call,) = choice["message"]["tool_calls"]
+        assert choice["message"]["content"] is None
+        return call["function"]["name"], call["function"]["arguments"], choice["finish_reason"]
+    name = arguments = finish = ""
+    for event in server.stream(CHAT, **fields).events():
+        choice = event["choices"][0]
+        finish = choice["finish_reason"] or finish
+        assert not choice["delta"].get("content")
+        for call in choice["delta"].get("tool_calls", []):
+            assert call["index"] == 0
+            name += call["function"].get("name") or ""
+            arguments += call["function"].get("arguments") or ""
+    return name, arguments, finish
+
+
+def test_arguments_of_whichever_tool_is_called_fit_its_schema(server: Server) -> None:
+    schemas = {
+        tool["function"]["name"]: tool["function"].get("parameters", {"type": "object"})
+        for tool in strict_tools()
+    }
+    called = set()
+    for seed in range(24):
+        name, arguments, finish = required_call(server, seed, stream=seed % 2 == 1)
+        if name == "restart" and finish == "length":
+            continue  # any object will do, and a random one need not end
+        assert finish == "tool_calls"
+        jsonschema.validate(json.loads(arguments), schemas[name])
+        called.add(name)
+    assert {"set_level", "set_level_of"} <= called
+
+
+def test_whole_and_streamed_required_calls_are_alike(server: Server) -> None:
+    for seed in range(4):
+        assert required_call(server, seed, False) == required_call(server, seed, True)
+
+
+def test_a_required_call_and_a_format_of_the_text_contradict(server: Server) -> None:
+    fields = {"messages": WEATHER, "tools": TOOLS, "tool_choice": "required"}
+    reply = server.post(CHAT, fields | {"response_format": {"type": "json_object"}})
+    assert (reply.status, reply.error()["param"]) == (400, "response_format")
+
+
+def test_parameters_that_can_not_be_enforced_are_refused_by_name(server: Server) -> None:
+    odd = tool("odd", x="string")
+    odd["function"]["parameters"]["properties"]["x"] = {"not": {"type": "string"}}
+    fields = {"messages": WEATHER, "tools": [*TOOLS, odd], "tool_choice": "required"}
+    reply = server.post(CHAT, fields)
+    assert (reply.status, reply.error()["param"]) == (400, "tools")
+    assert "not" in reply.error()["message"]
+    assert server.post(CHAT, fields | {"tool_choice": "auto", "max_tokens": 5}).status == 200

@@ -24,6 +24,7 @@
 enum {
     PATIENCE_S = 60,
     MAX_BODY = 1024 * 1024,
+    MAX_BODIES = 64 * 1024 * 1024,
     MAX_BUFFERED = 256 * 1024,
     TICKING_MAX = 256,
     TICKS = 20
@@ -187,6 +188,7 @@ static inline struct http_options default_options(void)
     return (struct http_options){.host = "127.0.0.1",
                                  .max_connections = 1000,
                                  .max_body = MAX_BODY,
+                                 .max_bodies = MAX_BODIES,
                                  .max_buffered = MAX_BUFFERED,
                                  .idle_timeout_s = 75,
                                  .read_timeout_s = 30};

@@ -275,6 +275,42 @@ START_TEST(test_special_tokens_and_markers_are_never_allowed)
 }
 END_TEST
 
+/* A call: its name, the separator as the one token it is, and arguments by the tool's schema. */
+START_TEST(test_a_call_has_the_arguments_of_its_own_tool)
+{
+    static const char source[] =
+        "[{\"name\":\"get\",\"arguments\":{\"const\":1}},"
+        "{\"name\":\"get_all\",\"arguments\":{\"const\":2}},{\"name\":\"free\"}]";
+    static const struct {
+        const char *name, *arguments;
+        bool fits;
+    } calls[] = {
+        {"get", "1", true},      {"get", "2", false},  {"get_all", "2", true},
+        {"get_all", "1", false}, {"free", "{}", true}, {"free", "1", false},
+    };
+    int32_t separator = trie->separator;
+    uint32_t *mask = new_mask();
+
+    ck_assert_int_ge(separator, 0);
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        struct grammar *g = compile(GRAMMAR_CALLS, source);
+        struct grammar_state *state = grammar_state_new(g);
+        grammar_mask(state, mask);
+        ck_assert(!allows(mask, separator));
+        ck_assert(accept_text(state, calls[i].name));
+        grammar_mask(state, mask);
+        ck_assert(allows(mask, separator));
+        ck_assert(!allows(mask, END));
+        ck_assert(grammar_accept(state, separator));
+        ck_assert(accept_text(state, calls[i].arguments) == calls[i].fits);
+        ck_assert(!calls[i].fits || grammar_finished(state));
+        grammar_state_free(state);
+        grammar_unref(g);
+    }
+    free(mask);
+}
+END_TEST
+
 START_TEST(test_a_refused_token_changes_nothing)
 {
     struct grammar *g = compile(GRAMMAR_CHOICE, "[\"one\", \"two\"]");
@@ -576,6 +612,7 @@ static void add_cases(TCase *tcase)
     tcase_add_loop_test(tcase, test_exactly_the_tokens_of_a_mask_are_accepted, 0, SAMPLES);
     tcase_add_test(tcase, test_end_is_allowed_only_where_the_text_may_end);
     tcase_add_test(tcase, test_special_tokens_and_markers_are_never_allowed);
+    tcase_add_test(tcase, test_a_call_has_the_arguments_of_its_own_tool);
     tcase_add_test(tcase, test_a_refused_token_changes_nothing);
     tcase_add_test(tcase, test_a_copy_goes_its_own_way);
     tcase_add_test(tcase, test_white_space_in_json_is_bounded);

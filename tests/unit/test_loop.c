@@ -205,8 +205,68 @@ START_TEST(test_idle_calls_each_round_while_it_is_on)
 }
 END_TEST
 
+struct job {
+    struct loop *loop;
+    pthread_t made_by, finished_by;
+    int *left; /* jobs; the last one stops the loop */
+};
+
+static void make(void *arg)
+{
+    ((struct job *)arg)->made_by = pthread_self();
+}
+
+static void finish(void *arg)
+{
+    struct job *job = arg;
+
+    job->finished_by = pthread_self();
+    if (--*job->left == 0)
+        loop_stop(job->loop);
+}
+
+START_TEST(test_work_runs_on_another_thread_and_ends_on_the_loops)
+{
+    enum { JOBS = 20 };
+    struct loop *loop = loop_new();
+    struct job jobs[JOBS];
+    int left = JOBS;
+
+    for (int i = 0; i < JOBS; i++) {
+        jobs[i] = (struct job){.loop = loop, .left = &left};
+        loop_work(loop, make, finish, &jobs[i]);
+    }
+    ck_assert_int_eq(left, JOBS); /* never at once */
+    loop_run(loop);
+    ck_assert_int_eq(left, 0);
+    for (int i = 0; i < JOBS; i++) {
+        ck_assert(!pthread_equal(jobs[i].made_by, pthread_self()));
+        ck_assert(pthread_equal(jobs[i].finished_by, pthread_self()));
+    }
+    loop_free(loop);
+}
+END_TEST
+
+START_TEST(test_work_can_be_waited_for_after_the_loop_stopped)
+{
+    struct loop *loop = loop_new();
+    int left = 2;
+    struct job jobs[2] = {{.loop = loop, .left = &left}, {.loop = loop, .left = &left}};
+
+    loop_stop(loop);
+    loop_work(loop, make, finish, &jobs[0]);
+    loop_work(loop, make, finish, &jobs[1]);
+    loop_finish_work(loop);
+    ck_assert_int_eq(left, 0);
+    loop_finish_work(loop); /* with nothing to do */
+    loop_free(loop);
+}
+END_TEST
+
 static void add_tests(TCase *tcase)
 {
+    tcase_add_test(tcase, test_work_runs_on_another_thread_and_ends_on_the_loops);
+    tcase_add_test(tcase, test_work_can_be_waited_for_after_the_loop_stopped);
     tcase_add_test(tcase, test_single_timer_calls_once);
     tcase_add_test(tcase, test_repeating_timer_can_stop_itself);
     tcase_add_test(tcase, test_wakes_from_a_thread_reach_the_loop);

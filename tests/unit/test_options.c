@@ -48,6 +48,24 @@ START_TEST(test_both_spellings_of_a_flag)
 }
 END_TEST
 
+START_TEST(test_numbers_may_have_a_fraction_and_a_range)
+{
+    const char *good[] = {"--gpu-memory-utilization", "0.75"};
+    const char *high[] = {"--gpu-memory-utilization=1.01"};
+    const char *words[] = {"--gpu-memory-utilization=half"};
+    const char *nothing[] = {"--gpu-memory-utilization=nan"};
+    struct options options;
+    struct error err;
+
+    ck_assert_int_eq(load(&options, &err, 2, good), 0);
+    ck_assert_double_eq(options.gpu_memory_utilization, 0.75);
+    options_free(&options);
+    refuse("--gpu-memory-utilization must be a number from 0 to 1", 1, high);
+    refuse("got \"half\"", 1, words);
+    refuse("got \"nan\"", 1, nothing);
+}
+END_TEST
+
 START_TEST(test_command_line_wins_over_environment_over_file_over_default)
 {
     char dir[FOLDER_PATH_BYTES], path[FOLDER_PATH_BYTES + 16];
@@ -135,6 +153,7 @@ static void add_tests(TCase *tcase)
 {
     tcase_add_test(tcase, test_defaults_stand_in_the_table);
     tcase_add_test(tcase, test_both_spellings_of_a_flag);
+    tcase_add_test(tcase, test_numbers_may_have_a_fraction_and_a_range);
     tcase_add_test(tcase, test_command_line_wins_over_environment_over_file_over_default);
     tcase_add_test(tcase, test_sagemaker_says_where_to_listen);
     tcase_add_test(tcase, test_secrets_are_not_for_the_command_line);

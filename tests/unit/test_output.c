@@ -419,6 +419,38 @@ START_TEST(test_glm_values_without_a_type_are_json_or_text)
 }
 END_TEST
 
+#define DSML(name)     "<｜DSML｜" name
+#define DSML_END(name) "</｜DSML｜" name ">"
+#define PARAMETER(key, is_string, value)                                                           \
+    DSML("parameter name=\"") key "\" string=\"" is_string "\">" value DSML_END("parameter") "\n"
+#define INVOKE(name, parameters)                                                                   \
+    DSML("invoke name=\"") name "\">\n" parameters DSML_END("invoke") "\n"
+
+START_TEST(test_dsml_arguments_become_json)
+{
+    check("deepseek_v32", ALL,
+          "<think>a</think>b\n\n" DSML("function_calls>") "\n" INVOKE(
+              "f", PARAMETER("s", "true", "12 \"é\"") PARAMETER("n", "false", "[1, {}]"))
+              INVOKE("g", "") DSML_END("function_calls"),
+          "R(a)C(b\n\n)N0(f)A0({\"s\": \"12 \\\"é\\\"\", \"n\": [1, {}]})E0N1(g)A1({})E1");
+    check("deepseek_v32", ALL,
+          DSML("function_calls>") "\n" INVOKE("f", PARAMETER("n", "false", "Rome")) "x",
+          "N0(f)A0({\"n\": \"Rome\"})E0C(\nx)");
+}
+END_TEST
+
+START_TEST(test_dsml_that_is_no_call_is_content)
+{
+    check("deepseek_v32", ALL, "a " DSML("x") " b", "C(a " DSML("x") " b)");
+    check("deepseek_v32", ALL, DSML("function_calls>") " none",
+          "C(" DSML("function_calls>") " none)");
+    check("deepseek_v32", ALL, DSML("invoke name=\"f"), "C(" DSML("invoke name=\"f") ")");
+    check("deepseek_v32", ALL, DSML("invoke name=\"f\">\n") DSML("parameter name=\"k\" str"),
+          "N0(f)A0({\"k\\\" str)E0");
+    check("deepseek_v32", OFF, INVOKE("f", ""), "C(" INVOKE("f", "") ")");
+}
+END_TEST
+
 START_TEST(test_glm_calls_cut_short_keep_what_there_is)
 {
     check_glm("<tool_call>f<arg_key>s</arg_key><arg_value>Ro", "N0(f)A0({\"s\": \"Ro)E0");
@@ -541,6 +573,7 @@ START_TEST(test_vocabulary_decides_for_the_format)
                         "</arg_value>", "<think>", "</think>"),
                 "glm");
     check_found(MARKERS("[TOOL_CALLS]", "[ARGS]"), "mistral");
+    check_found(MARKERS(CALLS, CALLS_END, CALL, CALL_END, SEP, "｜DSML｜"), "deepseek_v32");
     check_found(MARKERS("<tool_call>", "<think>", "</think>"), "think");
     check_found(MARKERS("<tool_call>", "<think>"), "plain");
 }
@@ -615,6 +648,27 @@ START_TEST(test_forced_call_begins_as_the_format_has_it)
 }
 END_TEST
 
+START_TEST(test_forced_dsml_call_has_lines_of_its_own)
+{
+    const char *expected = DSML("function_calls>") "\n" DSML("invoke name=\"") "f\">";
+    struct tokenizer *tok = MARKERS("｜DSML｜");
+    struct token_list tokens;
+    struct buffer text;
+    struct error err;
+
+    token_list_init(&tokens, 100);
+    buffer_init(&text, 1000);
+    ck_assert_int_eq(
+        output_force_call(output_format_by_name("deepseek_v32"), tok, "f", &tokens, &text, &err),
+        0);
+    ck_assert_str_eq(text.data, expected);
+    check("deepseek_v32", ALL, text.data, "N0(f)E0");
+    buffer_free(&text);
+    token_list_free(&tokens);
+    tokenizer_free(tok);
+}
+END_TEST
+
 START_TEST(test_forced_name_holds_no_markers)
 {
     struct tokenizer *tok = MARKERS(CALLS, CALL, SEP, "[f]");
@@ -684,12 +738,15 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_glm_arguments_become_json);
     tcase_add_test(tcase, test_glm_values_without_a_type_are_json_or_text);
     tcase_add_test(tcase, test_glm_calls_cut_short_keep_what_there_is);
+    tcase_add_test(tcase, test_dsml_arguments_become_json);
+    tcase_add_test(tcase, test_dsml_that_is_no_call_is_content);
     tcase_add_test(tcase, test_parts_come_out_as_soon_as_they_are_certain);
     tcase_add_test(tcase, test_text_is_released_when_it_is_too_long_for_a_call);
     tcase_add_test(tcase, test_vocabulary_decides_for_the_format);
     tcase_add_test(tcase, test_formats_say_what_they_have);
     tcase_add_test(tcase, test_markers_are_known_by_their_ids);
     tcase_add_test(tcase, test_forced_call_begins_as_the_format_has_it);
+    tcase_add_test(tcase, test_forced_dsml_call_has_lines_of_its_own);
     tcase_add_test(tcase, test_forced_name_holds_no_markers);
     tcase_add_test(tcase, test_calls_can_not_be_forced_everywhere);
 }
