@@ -125,7 +125,6 @@ struct cuda_backend {
     float *adjusted;             /* device, (max_seqs, V) */
     struct sample_chunk *chunks; /* device, (max_logits, chunks of a row) */
     struct sample_draw *draws;   /* device, (max_logits) */
-    uint32_t *arrivals;          /* device, (max_logits) */
     uint32_t *masks;             /* device, (max_logits, words) */
 };
 

@@ -55,8 +55,8 @@ template <class C> int run(tile_params &p, bool may_split, cudaStream_t stream)
 
 template <int TA> int run_wide(tile_params &p, cudaStream_t stream)
 {
-    int columns = 2 * wide<TA>::GROUPS * TILE_ROWS / (p.swiglu ? 2 : 1); /* of a pair */
-    int pairs = count_tiles(p, columns, wide<TA>::BN);
+    int columns = wide<TA>::GROUPS * TILE_ROWS / (p.swiglu ? 2 : 1), blocks = gemm_processors();
+    int tiles = count_tiles(p, columns, wide<TA>::BN);
 
     p.split = 1;
     p.weight_policy = TMA_EVICT_NORMAL;
@@ -70,7 +70,9 @@ template <int TA> int run_wide(tile_params &p, cudaStream_t stream)
                                        part->out_stride, p.out_head_stride))
             return GEMM_INVALID;
     }
-    return wide_launch<wide<TA>>(p, pairs, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
+    return wide_launch<wide<TA>>(p, tiles < blocks ? tiles : blocks, stream) == cudaSuccess
+               ? GEMM_OK
+               : GEMM_CUDA;
 }
 
 enum shape { STREAM, NARROW, MIDDLE, WIDE };

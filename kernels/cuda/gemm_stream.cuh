@@ -19,7 +19,6 @@ template <int BN_, int STAGES_, int MODE_> struct stream_config {
         BN = BN_, /* 8 or 16 */
         STAGES = STAGES_,
         MODE = MODE_,
-        PAIRED = 0,
         ROWS = 16,
         WARPS = 8,
         MATH = WARPS * 32,
@@ -210,13 +209,14 @@ __device__ __forceinline__ void stream_store(const tile_params &p, const stream_
     ((__nv_bfloat16 *)part.out)[at] = rounded;
 }
 
-/* Puts each warp's sums where stream_sum finds them. */
 template <class C>
-__device__ __forceinline__ void stream_share(const float (&sum)[C::BN / 8][4],
-                                             const stream_memory<C> &mem)
+__device__ __forceinline__ void stream_tile(const tile_params &p, const stream_memory<C> &mem,
+                                            const struct tile &w, struct ring_place &at, int steps)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float sum[C::BN / 8][4] = {};
 
+    stream_multiply<C>(sum, p, mem, at, steps);
     named_sync(8, C::MATH); /* the last tile's sums have been read */
 #pragma unroll
     for (int t = 0; t < C::BN / 8; t++)
@@ -225,6 +225,7 @@ __device__ __forceinline__ void stream_share(const float (&sum)[C::BN / 8][4],
             mem.sums[(warp * C::BN + 8 * t + lane % 4 * 2 + i % 2) * C::TOKEN_PITCH + lane / 4 +
                      i / 2 * 8] = sum[t][i];
     named_sync(8, C::MATH);
+    stream_store<C>(p, mem, w);
 }
 
 template <class C>
@@ -259,12 +260,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
                     ? dense_tiles<C>(p)
                     : shared_tiles<C>(p) + mem.tables->tile_start[p.routing.experts];
     tile_walk<C> walk(p, mem.tables, tiles);
-    for (; walk.more(); walk.step = walk.end_step, walk.next()) {
-        float sum[C::BN / 8][4] = {};
-        stream_multiply<C>(sum, p, mem, at, walk.end_step);
-        stream_share<C>(sum, mem);
-        stream_store<C>(p, mem, walk.w);
-    }
+    for (; walk.more(); walk.step = walk.end_step, walk.next())
+        stream_tile<C>(p, mem, walk.w, at, walk.end_step);
 }
 
 /* Maps of a part's weights (z, n, k). up NULL: not gate and up. */

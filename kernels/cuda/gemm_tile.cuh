@@ -55,18 +55,6 @@ __device__ __forceinline__ void tma_load_4d(uint32_t dst, const CUtensorMap *map
                  : "memory");
 }
 
-/* Into the shared memory of both blocks of a cluster of two, at the same place, each told by its
- * own barrier. */
-__device__ __forceinline__ void tma_load_3d_both(uint32_t dst, const CUtensorMap *map, uint32_t bar,
-                                                 int32_t x, int32_t y, int32_t z, uint64_t policy)
-{
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(dst),
-        "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)3), "l"(policy)
-        : "memory");
-}
-
 enum tile_mode { TILE_DENSE, TILE_ROUTED, TILE_SORTED };
 
 struct tile_part {
@@ -128,7 +116,6 @@ template <int BN_, int GROUPS_, int STAGES_, int MODE_, int TA_> struct tile_con
         TABLE_BYTES = MODE == TILE_DENSE ? 0 : (int)sizeof(tile_tables),
         LAG = BN == 16 ? 7 : 5, /* ROUTED: stages whose tokens are on the way before the oldest is
                                    waited for */
-        PAIRED = 0,             /* gemm_wide.cuh */
         SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + STAGING_BYTES + 16 * STAGES + 16 + TABLE_BYTES,
     };
 };
@@ -220,10 +207,9 @@ __device__ __forceinline__ struct tile routed_tile(const tile_params &p, const t
 {
     const struct tile_routing &r = p.routing;
     int row_tiles = p.part[0].row_tiles, chunks = (p.m + C::BN - 1) / C::BN;
-    int shared = r.shared * row_tiles * chunks;
     struct tile w = {};
 
-    if (t < shared) {
+    if (t < r.shared * row_tiles * chunks) {
         w.part = 1;
         w.z = t / (row_tiles * chunks);
         t -= w.z * row_tiles * chunks;
@@ -232,7 +218,7 @@ __device__ __forceinline__ struct tile routed_tile(const tile_params &p, const t
         w.tokens = min((int)C::BN, p.m - w.first);
         return w;
     }
-    t -= shared;
+    t -= r.shared * row_tiles * chunks;
     w.z = tables_expert(tab, r.experts, t);
     t -= tab.tile_start[w.z];
     int count = tab.first[w.z + 1] - tab.first[w.z];
@@ -252,7 +238,7 @@ __device__ __forceinline__ struct tile get_tile(const tile_params &p, const tile
     return routed_tile<C>(p, *tab, t);
 }
 
-/* Tiles of shared experts: they come first, since their weights are known before the routing is. */
+/* Tiles whose weights are known before the routing is. */
 template <class C> __device__ __forceinline__ int shared_tiles(const tile_params &p)
 {
     return p.routing.shared * p.part[0].row_tiles * ((p.m + C::BN - 1) / C::BN);
@@ -304,18 +290,10 @@ __device__ __forceinline__ void load_tokens(const tile_params &p, const tile_mem
 {
     uint32_t dst = mem.ring + stage * C::STAGE_BYTES + C::A_BYTES;
 
-    if (lane * C::BOX_TOKENS >= w.tokens)
-        return;
-    if (C::PAIRED) { /* every other box, for both blocks */
-        if (lane % 2 == blockIdx.x % 2)
-            tma_load_3d_both(dst + lane * C::BOX_TOKENS * TOKEN_BYTES, &p.b, mem.full + 8 * stage,
-                             k, C::MODE == TILE_DENSE ? w.z : 0, w.first + lane * C::BOX_TOKENS,
-                             TMA_EVICT_NORMAL);
-    } else {
+    if (lane * C::BOX_TOKENS < w.tokens)
         tma_load_3d(dst + lane * C::BOX_TOKENS * TOKEN_BYTES, &p.b, mem.full + 8 * stage, k,
                     C::MODE == TILE_DENSE ? w.z : 0, w.first + lane * C::BOX_TOKENS,
                     TMA_EVICT_NORMAL);
-    }
 }
 
 /* Tokens from anywhere, 16 bytes a lane, laid out as TMA swizzles (small TMA boxes are slow).
@@ -364,25 +342,18 @@ template <class C> struct tile_walk {
     {
         int rank = p.split > 1 ? (int)blockIdx.x % p.split : 0;
 
-        t = (int)blockIdx.x / (C::PAIRED ? 2 : p.split);
-        stride = (int)gridDim.x / (C::PAIRED ? 2 : p.split);
+        t = (int)blockIdx.x / p.split;
+        stride = (int)gridDim.x / p.split;
         first_step = p.k_steps * rank / p.split;
         end_step = p.k_steps * (rank + 1) / p.split;
         step = first_step;
         if (more())
-            set();
+            w = get_tile<C>(p, tab, t);
     }
 
     __device__ bool more() const
     {
         return t < n_tiles;
-    }
-
-    __device__ void set()
-    {
-        w = get_tile<C>(p, tab, t);
-        if (C::PAIRED)
-            w.row_tile = 2 * w.row_tile + blockIdx.x % 2;
     }
 
     /* True when a new tile begins. */
@@ -393,7 +364,7 @@ template <class C> struct tile_walk {
         step = first_step;
         t += stride;
         if (more())
-            set();
+            w = get_tile<C>(p, tab, t);
         return true;
     }
 };
@@ -474,19 +445,6 @@ __device__ void copy_tiles(const tile_params &p, const tile_memory<C> &mem, int 
 
 /* ---- the math warpgroups --------------------------------------------------------------------- */
 
-/* A math warp is done with a stage: one thread tells whoever copies into it. */
-template <class C> __device__ __forceinline__ void free_stage(uint32_t empty)
-{
-    if (threadIdx.x % 32)
-        return;
-    if (C::PAIRED) {
-        cluster_mbar_arrive(empty, 0);
-        cluster_mbar_arrive(empty, 1);
-    } else {
-        mbar_arrive(empty);
-    }
-}
-
 /* acc += the tile's product over its steps of k. */
 template <class C, int NT>
 __device__ __forceinline__ void multiply(float (&acc)[NT / 2], const tile_memory<C> &mem,
@@ -509,14 +467,16 @@ __device__ __forceinline__ void multiply(float (&acc)[NT / 2], const tile_memory
         wgmma_commit();
         if (s) {
             wgmma_wait<1>();
-            free_stage<C>(mem.empty + 8 * freed);
+            if (threadIdx.x % 32 == 0)
+                mbar_arrive(mem.empty + 8 * freed);
         }
         freed = at.stage;
         at.template advance<C>();
     }
     wgmma_wait<0>();
     wgmma_hold(acc);
-    free_stage<C>(mem.empty + 8 * freed);
+    if (threadIdx.x % 32 == 0)
+        mbar_arrive(mem.empty + 8 * freed);
 }
 
 /* Sums the partial results of a cluster's blocks for tokens 8 * first .. 8 * end - 1, which are

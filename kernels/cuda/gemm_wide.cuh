@@ -8,11 +8,6 @@
  *   storing warp: (residual ->) memory, `ready` -> wait for `staged` -> TMA store, wait until read
  *   math warps:   products of the tile -> wait for `ready` -> results to memory, `staged`
  *
- * The blocks of a cluster of two have tiles of the same tokens beside each other (row_tiles of the
- * parts counts such pairs); each fetches half of the tokens for both, since one block's reads alone
- * would take more than the L2 gives. A stage is free when the math warps of both are done with it.
- * Where the number of tiles is odd, the last is outside of the matrices, which TMA takes care of.
- *
  * An expert's last tile of a SORTED product may be partial, and the rows after it are another's:
  * the math warps write such a tile themselves. Float results (which have no tile in memory) too. */
 #pragma once
@@ -27,7 +22,6 @@ template <int MODE_, int TA_> struct wide_config {
         GROUPS = 2,
         STAGES = 3,
         MODE = MODE_,
-        PAIRED = 1,
         TA = TA_,
         MATH = GROUPS * 128,
         THREADS = MATH + 128, /* a whole warpgroup, to hand its registers over; two warps work */
@@ -221,15 +215,13 @@ __global__ void __launch_bounds__(C::THREADS, 1) wide_kernel(const __grid_consta
     if (tid == 0) {
         for (int i = 0; i < C::STAGES; i++) {
             mbar_init(mem.full + 8 * i, 1);
-            mbar_init(mem.empty + 8 * i, 2 * C::MATH / 32);
+            mbar_init(mem.empty + 8 * i, C::MATH / 32);
         }
         mbar_init(mem.ready, 1);
         mbar_init(mem.staged, C::MATH / 32);
         mbar_init_fence();
     }
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait();
+    __syncthreads();
     if (tid >= C::MATH) {
         registers_lower<56>();
         if (tid < C::MATH + 32) {
@@ -252,9 +244,6 @@ __global__ void __launch_bounds__(C::THREADS, 1) wide_kernel(const __grid_consta
         }
         wide_tiles<C>(p, mem);
     }
-    __syncwarp();
-    cluster_arrive(); /* no block leaves while the other may write to it */
-    cluster_wait();
 }
 
 /* The map of results: boxes of 256 rows by 64 columns. */
@@ -267,14 +256,10 @@ static inline int wide_map(CUtensorMap *out, const void *data, int n, int heads,
     return gemm_map_encode(out, &map);
 }
 
-/* `pairs` of tiles at most. */
 template <class C>
-static cudaError_t wide_launch(const tile_params &p, int pairs, cudaStream_t stream)
+static cudaError_t wide_launch(const tile_params &p, int blocks, cudaStream_t stream)
 {
     static int ready; /* set again by a racing thread: the same */
-    cudaLaunchAttribute attrs[2] = {};
-    cudaLaunchConfig_t config = {};
-    int most = gemm_processors() / 2;
 
     if (!ready) {
         cudaError_t e = cudaFuncSetAttribute(
@@ -283,17 +268,5 @@ static cudaError_t wide_launch(const tile_params &p, int pairs, cudaStream_t str
             return e;
         ready = 1;
     }
-    attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attrs[0].val.programmaticStreamSerializationAllowed = 1;
-    attrs[1].id = cudaLaunchAttributeClusterDimension;
-    attrs[1].val.clusterDim.x = 2;
-    attrs[1].val.clusterDim.y = 1;
-    attrs[1].val.clusterDim.z = 1;
-    config.gridDim = dim3((unsigned)(2 * (pairs < most ? pairs : most)));
-    config.blockDim = dim3(C::THREADS);
-    config.dynamicSmemBytes = C::SHARED_BYTES;
-    config.stream = stream;
-    config.attrs = attrs;
-    config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, wide_kernel<C>, p);
+    return launch_early(wide_kernel<C>, blocks, C::THREADS, C::SHARED_BYTES, stream, p);
 }

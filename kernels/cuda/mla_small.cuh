@@ -5,9 +5,8 @@
  *   S^T (64 tokens x N) = K (64 x 576) Q^T       K: a tile as it lies, Q^T: the query rows
  *   O^T (512 x N)      += V^T (512 x 64) P^T     V^T: the same tile with M contiguous
  * Tokens run down the accumulators' rows, query rows across their columns: a thread has the same
- * columns of S^T and O^T, so what is known of a query row (its maximum, its sum) is where it is
- * needed. The maximum moves only when a score is LAZY above it; then the four warps exchange
- * theirs.
+ * columns of S^T and O^T, so the running maximum and sum of a query row need no exchange but the
+ * maximum over the tile.
  *
  * Roles of a block, one to each multiprocessor:
  *   warps 0-3  products, softmax, merging (the accumulators: 4 N + N / 4 registers a thread)
@@ -33,17 +32,15 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
     static constexpr int BOXES = (LATENT + ROPE + 63) / 64; /* of 64 columns: 128 bytes a row */
     static constexpr int BLOCKS = LATENT / 64;              /* of O^T's rows */
     static constexpr int STEPS = (LATENT + ROPE) / 16;
-    static constexpr int CHAINS = N == 16 ? 2 : 1; /* of the scores' sums */
     static constexpr int STAGES = LATENT == 512 ? 2 : 4;
     static constexpr int Q_STAGES = N == 16 && !FP8 ? 2 : 1;
-    static constexpr int P_STAGES = N == 16 || !FP8 ? 2 : 1;
     static constexpr int COLUMNS = N / 4; /* of a thread: 8 j + 2 (lane % 4) + e */
     static constexpr int THREADS = FP8 ? 512 : 256;
     /* FP8: rows as they stand in the cache, RAW_TOKENS a stage. */
     static constexpr int ROW_BYTES = LATENT + LATENT / 32 + 2 * ROPE;
     static constexpr int RAW_BYTES = RAW_TOKENS * ROW_BYTES;
-    static constexpr int RAW_ROOM = 232448 - 800 - STAGES * BOXES * TILE * 128 -
-                                    Q_STAGES * BOXES * N * 128 - P_STAGES * N * 128;
+    static constexpr int RAW_ROOM =
+        232448 - 800 - STAGES * BOXES * TILE * 128 - Q_STAGES * BOXES * N * 128 - N * 128;
     static constexpr int RAW_STAGES = !FP8                       ? 1
                                       : RAW_ROOM / RAW_BYTES < 8 ? RAW_ROOM / RAW_BYTES
                                                                  : 8;
@@ -52,12 +49,12 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
 /* Shared memory of 512 + 64, N = 16 and 32, of 232,448 bytes:
  *   tiles  147,456  147,456
  *   q       36,864   36,864
- *   p        4,096    8,192  two tiles' probabilities: a fast warp may be one ahead of a slow one
+ *   p        2,048    4,096
  *   the rest under 1 KB */
 template <class S> struct shared {
     uint8_t tiles[S::STAGES][S::BOXES][TILE * 128];
     uint8_t q[S::Q_STAGES][S::BOXES][S::N * 128];
-    uint8_t p[S::P_STAGES][S::N * 128];
+    uint8_t p[S::N * 128];
     alignas(16) uint8_t raw[S::FP8 ? S::RAW_STAGES * S::RAW_BYTES : 16];
     alignas(16) float by_warp[4][S::N];
     uint64_t tile_full[S::STAGES], tile_empty[S::STAGES];
@@ -66,8 +63,6 @@ template <class S> struct shared {
     uint64_t granted, received; /* see mla_small_merge.cuh */
     uint32_t last;
 };
-
-static constexpr float LAZY = 8; /* how far, in powers of two, a score may exceed the maximum */
 
 enum { MATH_THREADS = 128, QUERY_THREADS = 96, FIRST_QUERY_THREAD = 160, MATH_BARRIER = 1 };
 
@@ -233,43 +228,49 @@ static __device__ __forceinline__ uint64_t desc_at(uint64_t desc, uint32_t bytes
     return desc & 0xffffffff00000000 | (uint32_t)((uint32_t)desc + (bytes >> 4));
 }
 
-/* Scores of a tile on their way: a few chains of products, so that one can start while another's
- * sum is being added. */
-template <class S> struct sums {
-    float d[S::CHAINS][S::N / 2];
-};
-
-/* Starts K Q^T. */
-template <class S>
-static __device__ __forceinline__ void start_scores(sums<S> &sum, uint32_t tile, uint32_t q)
+template <class S, int STEPS>
+static __device__ __forceinline__ void score_box(float (&d)[S::N / 2], float (&odd)[S::N / 2],
+                                                 uint64_t a0, uint64_t b0, int accumulate)
 {
-    uint64_t a0 = wgmma_desc(tile, 0, 1024, SWIZZLE_128), b0 = wgmma_desc(q, 0, 1024, SWIZZLE_128);
-
-    wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < S::STEPS; k++)
-        wgmma<S::N>::template ss<0, 0>(
-            sum.d[k % S::CHAINS], desc_at(a0, k / 4 * TILE * 128 + k % 4 * 32),
-            desc_at(b0, k / 4 * S::N * 128 + k % 4 * 32), k >= S::CHAINS);
-    wgmma_commit();
+    for (int k = 0; k < STEPS; k++) {
+        uint64_t a = desc_at(a0, k * 32), b = desc_at(b0, k * 32);
+        if (S::N == 32)
+            wgmma<S::N>::template ss<0, 0>(d, a, b, k > 0 ? 1 : accumulate);
+        else if (k % 2 == 0)
+            wgmma<S::N>::template ss<0, 0>(d, a, b, k > 1 ? 1 : accumulate);
+        else
+            wgmma<S::N>::template ss<0, 0>(odd, a, b, k > 1 ? 1 : accumulate);
+    }
 }
 
-/* Waits for them; in units of log2. */
+/* Scores of a tile in units of log2: d = K Q^T * scale. Two chains of products, so that one can
+ * start while the other's sum is on its way. */
 template <class S>
-static __device__ __forceinline__ void take_scores(float (&d)[S::N / 2], sums<S> &sum, float scale)
+static __device__ __forceinline__ void scores(float (&d)[S::N / 2], uint32_t tile, uint32_t q,
+                                              float scale)
 {
-    wgmma_wait<0>();
-#pragma unroll
-    for (int c = 0; c < S::CHAINS; c++)
-        wgmma_hold(sum.d[c]);
-#pragma unroll
-    for (int i = 0; i < S::N / 2; i++) {
-        float x = sum.d[0][i];
-#pragma unroll
-        for (int c = 1; c < S::CHAINS; c++)
-            x += sum.d[c][i];
-        d[i] = x * scale;
+    float odd[S::N / 2];
+    constexpr int CHAINS = S::N == 16 ? 2 : 1;
+    uint64_t a0 = wgmma_desc(tile, 0, 1024, SWIZZLE_128), b0 = wgmma_desc(q, 0, 1024, SWIZZLE_128);
+
+#pragma unroll 1
+    for (int box = 0; box < S::STEPS / 4; box++) {
+        wgmma_fence();
+        score_box<S, 4>(d, odd, a0, b0, box > 0);
+        a0 = desc_at(a0, TILE * 128);
+        b0 = desc_at(b0, S::N * 128);
     }
+    if constexpr (S::STEPS % 4 != 0)
+        score_box<S, S::STEPS % 4>(d, odd, a0, b0, 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(d);
+    if constexpr (CHAINS == 2)
+        wgmma_hold(odd);
+#pragma unroll
+    for (int i = 0; i < S::N / 2; i++)
+        d[i] = (CHAINS == 2 ? d[i] + odd[i] : d[i]) * scale;
 }
 
 /* Of each of a thread's columns: the first token that its row doesn't see. */
@@ -301,10 +302,9 @@ static __device__ __forceinline__ void mask(float (&d)[S::N / 2], const int (&li
                 d[4 * (c / 2) + 2 * i + c % 2] = -INFINITY;
 }
 
-/* The state's maximum becomes that of the tile where it is higher; its sums follow. */
+/* Probabilities in place of scores, and the state brought to the new maximum. */
 template <class S>
-static __device__ __forceinline__ void raise_maximum(const float (&d)[S::N / 2], state<S> &st,
-                                                     shared<S> &s)
+static __device__ __forceinline__ void softmax(float (&d)[S::N / 2], state<S> &st, shared<S> &s)
 {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float high[S::COLUMNS], keep[S::COLUMNS];
@@ -333,10 +333,15 @@ static __device__ __forceinline__ void raise_maximum(const float (&d)[S::N / 2],
     }
 #pragma unroll
     for (int c = 0; c < S::COLUMNS; c++) {
-        keep[c] = exp2f(st.m[c] - (high[c] == -INFINITY ? 0 : high[c]));
-        moved |= high[c] != st.m[c];
-        st.m[c] = high[c];
-        st.l[c] *= keep[c];
+        int at = 4 * (c / 2) + c % 2;
+        float m = high[c];
+        float zero = m == -INFINITY ? 0 : m;
+        keep[c] = exp2f(st.m[c] - zero);
+        moved |= m != st.m[c];
+        st.m[c] = m;
+        d[at] = exp2f(d[at] - zero);
+        d[at + 2] = exp2f(d[at + 2] - zero);
+        st.l[c] = st.l[c] * keep[c] + d[at] + d[at + 2];
     }
     if (__any_sync(~0u, moved)) {
 #pragma unroll
@@ -355,81 +360,24 @@ static __device__ __forceinline__ uint32_t pack(float low, float high)
     return r;
 }
 
-/* P^T to shared memory: N rows of 64 tokens, swizzled; this thread's sums of it in `sum`. Whether a
- * score is so far above the maximum of old that it must be raised. */
+/* P^T to shared memory: N rows of 64 tokens, swizzled. */
 template <class S>
-static __device__ __forceinline__ bool store_p(const float (&d)[S::N / 2], const state<S> &st,
-                                               float (&sum)[S::COLUMNS], uint32_t to)
+static __device__ __forceinline__ void store_p(const float (&d)[S::N / 2], uint32_t to)
 {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    bool over = false;
 
 #pragma unroll
     for (int j = 0; j < S::N / 8; j += 2) {
         /* Lane l names row l % 8 of matrix l / 8; matrix 2 jj + i has tokens 8 i .. of the warp's.
          */
         int row = 8 * (j + lane / 16) + lane % 8, chunk = 2 * warp + lane / 8 % 2;
-        float v[8];
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            int c = 2 * (j + i / 4) + i % 2;
-            v[i] = exp2f(d[4 * j + i] - (st.m[c] == -INFINITY ? 0 : st.m[c]));
-            over |= d[4 * j + i] > st.m[c] + LAZY;
-        }
-#pragma unroll
-        for (int c = 0; c < 4; c++)
-            sum[2 * j + c] = v[4 * (c / 2) + c % 2] + v[4 * (c / 2) + 2 + c % 2];
+        const float *v = d + 4 * j;
         asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                          to + row * 128 + ((chunk ^ row % 8) << 4)),
                      "r"(pack(v[0], v[1])), "r"(pack(v[2], v[3])), "r"(pack(v[4], v[5])),
                      "r"(pack(v[6], v[7]))
                      : "memory");
     }
-    return over;
-}
-
-/* named_sync, and whether any of its threads says so. */
-static __device__ __forceinline__ bool named_any(int id, int threads, bool mine)
-{
-    uint32_t any;
-
-    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %3, 0;\n"
-                 "barrier.cta.red.or.pred q, %1, %2, p;\nselp.u32 %0, 1, 0, q;\n}"
-                 : "=r"(any)
-                 : "r"(id), "r"(threads), "r"((uint32_t)mine)
-                 : "memory");
-    return any;
-}
-
-/* Probabilities of a tile into s.p[which]. As long as no score is far above the maximum so far,
- * that one serves: a warp then needs nothing from the others. Sums stay exact; only their scale
- * differs. */
-template <class S>
-static __device__ __forceinline__ void softmax(const float (&d)[S::N / 2], state<S> &st,
-                                               shared<S> &s, int which)
-{
-    float sum[S::COLUMNS];
-    uint32_t to = smem_u32(s.p[which]);
-
-    if constexpr (S::P_STAGES == 2) {
-        bool over = store_p<S>(d, st, sum, to);
-        fence_async();
-        /* The vote tells the compiler that a warp goes one way: else it serialises the products. */
-        if (__any_sync(~0u, named_any(MATH_BARRIER, MATH_THREADS, over))) {
-            raise_maximum<S>(d, st, s);
-            store_p<S>(d, st, sum, to);
-            fence_async();
-            named_sync(MATH_BARRIER, MATH_THREADS);
-        }
-    } else {
-        raise_maximum<S>(d, st, s);
-        store_p<S>(d, st, sum, to);
-        fence_async();
-        named_sync(MATH_BARRIER, MATH_THREADS);
-    }
-#pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++)
-        st.l[c] += sum[c];
 }
 
 /* o += V^T P^T */
@@ -439,14 +387,20 @@ static __device__ __forceinline__ void values(state<S> &st, uint32_t tile, uint3
     uint64_t a0 = wgmma_desc(tile, 0, 1024, SWIZZLE_128);
     uint64_t b0 = wgmma_desc(probabilities, 0, 1024, SWIZZLE_128);
 
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < TILE / 16; k++)
+#pragma unroll 1
+    for (int k = 0; k < TILE / 16; k++) {
+        wgmma_fence();
 #pragma unroll
         for (int i = 0; i < S::BLOCKS; i++)
-            wgmma<S::N>::template ss<1, 0>(st.o[i], desc_at(a0, i * TILE * 128 + k * 2048),
-                                           desc_at(b0, k * 32), 1);
+            wgmma<S::N>::template ss<1, 0>(st.o[i], desc_at(a0, i * TILE * 128), b0, 1);
+        a0 = desc_at(a0, 2048);
+        b0 = desc_at(b0, 32);
+    }
     wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < S::BLOCKS; i++)
+        wgmma_hold(st.o[i]);
 }
 
 template <class S> static __device__ __forceinline__ void release(shared<S> &s, ring<S::STAGES> &at)
@@ -473,7 +427,6 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
                                               uint32_t q, ring<S::STAGES> &at, int cluster,
                                               state<S> &st)
 {
-    sums<S> sum;
     float d[S::N / 2];
     int limits[S::COLUMNS];
     int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len; /* tokens before it: every row */
@@ -499,16 +452,14 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
         if (valid > 0) {
             if (valid < TILE)
                 clear_rows<S>(tile, valid);
-            start_scores<S>(sum, tile_at, q);
-            take_scores<S>(d, sum, p.scale_log2);
+            scores<S>(d, tile_at, q, p.scale_log2);
             if (valid < TILE || token + TILE > all_see)
                 mask<S>(d, limits, token);
-            softmax<S>(d, st, s, i % S::P_STAGES);
-            values<S>(st, tile_at, smem_u32(s.p[i % S::P_STAGES]));
-            wgmma_wait<0>();
-#pragma unroll
-            for (int b = 0; b < S::BLOCKS; b++)
-                wgmma_hold(st.o[b]);
+            softmax<S>(d, st, s);
+            store_p<S>(d, smem_u32(s.p));
+            fence_async();
+            named_sync(MATH_BARRIER, MATH_THREADS);
+            values<S>(st, tile_at, smem_u32(s.p));
         }
         release<S>(s, at);
     }

@@ -467,23 +467,31 @@ __global__ void __launch_bounds__(S::THREADS, 1) decode(const __grid_constant__ 
     int rank = (int)cluster_rank(), cluster = (int)cluster_size();
     plan<S::N> w;
     piece first;
+    bool any = false;
 
     if (threadIdx.x == 0) {
         init_barriers<S>(s, cluster);
         if (!S::FP8)
-            tma_prefetch_map(p.ragged ? &p.half : &p.page);
+            tma_prefetch_map(&p.page);
         if (smem_u32(memory) % 1024 != 0)
             __trap();
     }
     __syncthreads();
-    if (cluster > 1)
+    if (cluster > 1) {
         cluster_arrive();
-    launch_wait();
-    launch_next();
-    if (cluster > 1)
         cluster_wait();
-    w.init(p, blockIdx.x / cluster, rank, cluster);
-    bool any = w.next(p, first);
+    }
+    /* Twice: while the kernels before this one end, a rehearsal brings code, parameters and lengths
+     * into the caches. What it finds may be out of date and is thrown away. */
+#pragma unroll 1
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 1) {
+            launch_wait();
+            launch_next();
+        }
+        w.init(p, blockIdx.x / cluster, rank, cluster);
+        any = w.next(p, first);
+    }
     play_role<S>(p, s, w, first, any);
     if (cluster > 1) { /* no block ends while others may still write into it */
         __syncwarp();

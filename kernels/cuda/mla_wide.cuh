@@ -18,6 +18,7 @@
  * accumulators are hardly ever rescaled; sums stay exact, since all use the same reference. */
 #pragma once
 
+#include "kernels/cuda/mla_wide_merge.cuh"
 #include "kernels/cuda/mla_wide_plan.cuh"
 #include "kernels/cuda/mla_wide_types.cuh"
 
@@ -255,13 +256,6 @@ template <int CLUSTER> static __device__ __forceinline__ void release_boxes(uint
     }
 }
 
-static __device__ __forceinline__ void arrive_warp(uint64_t *bar)
-{
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        mbar_arrive(smem_u32(bar));
-}
-
 static __device__ __forceinline__ int row_limit(const params &p, const work &w, int row)
 {
     if (!p.causal || w.q_len == 1)
@@ -359,23 +353,6 @@ static __device__ __forceinline__ void score(const params &p, shared &sm, uint32
 
 /* ---- values ---------------------------------------------------------------------------------- */
 
-/* A thread of the values' warpgroups. It has rows `row` and `row` + 8 of the tile. */
-struct math {
-    float o[2][64]; /* 64 rows x 256 columns: half of the output, 128 columns an accumulator */
-    float m[2];     /* reference of the exponents (base 2) */
-    int row;
-    uint32_t n_pages; /* as struct scorer has it */
-
-    __device__ __forceinline__ float &at(int i) /* value i % 4 of column block i / 4 */
-    {
-        return o[i / 64][i % 64];
-    }
-    __device__ __forceinline__ float at(int i) const
-    {
-        return o[i / 64][i % 64];
-    }
-};
-
 /* o += P V of this warpgroup's half; queued, not waited for. */
 static __device__ __forceinline__ void values(math &t, shared &sm, int slot, int half)
 {
@@ -444,13 +421,6 @@ static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, i
     arrive_warp(&sm.p_empty[SLOT]);
     t.n_pages++;
 }
-
-} // namespace mla_wide
-
-#include "kernels/cuda/mla_wide_merge.cuh"
-
-namespace mla_wide
-{
 
 /* A values' warpgroup through the block's units. */
 template <int CLUSTER>

@@ -74,4 +74,29 @@ struct params {
     uint32_t *counters; /* (parts, CLUSTER, 2): arrivals, departures */
 };
 
+/* A thread of the values' warpgroups. It has rows `row` and `row` + 8 of the tile. */
+struct math {
+    float o[2][64]; /* 64 rows x 256 columns: half of the output, 128 columns an accumulator */
+    float m[2];     /* reference of the exponents (base 2) */
+    int row;
+    uint32_t n_pages; /* as struct scorer has it */
+
+    __device__ __forceinline__ float &at(int i) /* value i % 4 of column block i / 4 */
+    {
+        return o[i / 64][i % 64];
+    }
+    __device__ __forceinline__ float at(int i) const
+    {
+        return o[i / 64][i % 64];
+    }
+};
+
+/* One arrival for all that a warp did before. */
+static __device__ __forceinline__ void arrive_warp(uint64_t *bar)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        mbar_arrive(smem_u32(bar));
+}
+
 } // namespace mla_wide

@@ -151,10 +151,10 @@ int sort_rows(const struct moe_args *a, const struct moe_layout *at, cudaStream_
 int product(tile_params *p, const struct moe_args *a, const struct moe_layout *at, const void *rows,
             int k, cudaStream_t stream)
 {
-    int pairs = a->m * a->top_k, columns = 2 * sorted::GROUPS * TILE_ROWS; /* of a pair of tiles */
+    int pairs = a->m * a->top_k, columns = sorted::GROUPS * TILE_ROWS / (p->swiglu ? 2 : 1);
+    int blocks = gemm_processors();
     struct gemm_map map = {rows, k, 2, {1, pairs}, {k, k}, {1, sorted::BOX_TOKENS}};
 
-    columns /= p->swiglu ? 2 : 1;
     p->m = a->m;
     p->n_parts = 1;
     p->heads = 1;
@@ -168,7 +168,7 @@ int product(tile_params *p, const struct moe_args *a, const struct moe_layout *a
     if (gemm_map_encode(&p->b, &map) ||
         wide_map(&p->out[0], p->part[0].out, p->part[0].n, 1, pairs, p->part[0].out_stride, 0))
         return GEMM_INVALID;
-    return status_of(wide_launch<sorted>(*p, gemm_processors(), stream));
+    return status_of(wide_launch<sorted>(*p, blocks, stream));
 }
 
 int shared_experts(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream)

@@ -36,12 +36,9 @@ int cuda_sampler_init(struct cuda_backend *cu, struct error *err)
     cu->chunks = (struct sample_chunk *)cuda_take(
         cu, rows * (size_t)row_chunks(cu) * sizeof(*cu->chunks), false, what, err);
     cu->draws = (struct sample_draw *)cuda_take(cu, rows * sizeof(*cu->draws), false, what, err);
-    cu->arrivals = (uint32_t *)cuda_take(cu, rows * sizeof(uint32_t), true, what, err);
     cu->masks = (uint32_t *)cuda_take(cu, rows * SAMPLING_MASK_WORDS(vocab) * sizeof(uint32_t),
                                       false, what, err);
-    return cu->last_tokens && cu->adjusted && cu->chunks && cu->draws && cu->arrivals && cu->masks
-               ? 0
-               : -1;
+    return cu->last_tokens && cu->adjusted && cu->chunks && cu->draws && cu->masks ? 0 : -1;
 }
 
 void cuda_sampler_free(struct cuda_backend *cu)
@@ -53,7 +50,6 @@ void cuda_sampler_free(struct cuda_backend *cu)
     cudaFree(cu->adjusted);
     cudaFree(cu->chunks);
     cudaFree(cu->draws);
-    cudaFree(cu->arrivals);
     cudaFree(cu->masks);
 }
 
@@ -214,7 +210,6 @@ void cuda_sample(struct backend *be, struct tensor logits, const uint32_t *masks
     args.reported = step->image.reported;
     args.chunks = cu->chunks;
     args.draws = cu->draws;
-    args.arrivals = cu->arrivals;
     args.last_tokens = cu->last_tokens;
     args.results = flight->fetched;
     args.n_rows = n;

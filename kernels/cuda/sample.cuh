@@ -3,11 +3,10 @@
  *
  *   sample_scan    (chunks, rows) blocks: one pass over the logits. Each chunk's largest logit, sum
  *                  of exponentials and, for rows without filters, best draw. Rows with bias,
- *                  penalties, bans or a mask get their changed logits written to `adjusted`. The
- *                  last block of a row without filters puts the chunks together and settles the
- *                  token (sample_finish.cuh).
- *   sample_filter  a block for each row with top_k, top_p or min_p: finds where the kept tokens
- *                  end, draws among them, settles the token.
+ *                  penalties, bans or a mask get their changed logits written to `adjusted`.
+ *   sample_filter  a block for each row with top_k, top_p or min_p: finds where the kept tokens end
+ *                  and draws among them.
+ *   sample_finish  a warp a row: puts the chunks together, settles the token.
  *   sample_report  a block for each row that wants alternatives or a score: the top list, the rank.
  */
 #pragma once
@@ -66,11 +65,13 @@ struct sample_chunk {
     int32_t drawn, unused;
 };
 
-/* What sample_report needs of a row. */
+/* What later kernels need of a row. */
 struct sample_draw {
-    double total; /* log of the sum of exponentials of the model's logits */
+    double total;     /* log of the sum of exponentials of the model's logits */
+    int32_t filtered; /* token drawn by sample_filter; -1: none */
+    int32_t token;    /* the row's token, by sample_finish */
     float raw_max;
-    int32_t token;
+    int32_t unused;
 };
 
 /* One call's arguments: device pointers. */
@@ -82,7 +83,6 @@ struct sample_args {
     const int32_t *filtered, *reported; /* rows of sample_filter and of sample_report */
     struct sample_chunk *chunks;        /* (rows, n_chunks) */
     struct sample_draw *draws;          /* (rows) */
-    uint32_t *arrivals;                 /* (rows) chunks done; 0 between launches */
     int32_t *last_tokens;               /* by slot */
     struct sampling_result *results;    /* (rows), the host's memory: written, never read */
     int32_t n_rows, n_filtered, n_reported;
@@ -95,4 +95,5 @@ cudaError_t sample_launch(const struct sample_args *args, cudaStream_t stream);
 /* Its parts, a file each. */
 cudaError_t sample_scan_launch(const struct sample_args *args, cudaStream_t stream);
 cudaError_t sample_filter_launch(const struct sample_args *args, cudaStream_t stream);
+cudaError_t sample_finish_launch(const struct sample_args *args, cudaStream_t stream);
 cudaError_t sample_report_launch(const struct sample_args *args, cudaStream_t stream);

@@ -5,7 +5,7 @@
  * bins tell in which one an end lies; a radix search over its tokens' keys finds the token. Sums of
  * exp(-d) are kept as whole numbers of 2^-45, so that their order changes nothing; from d = 15 on
  * float is precise enough for those. */
-#include "kernels/cuda/sample_finish.cuh"
+#include "kernels/cuda/sample_math.cuh"
 
 enum { THREADS = 1024, BINS = 2048, LIST = 4096, DIGITS = 256 };
 
@@ -281,14 +281,14 @@ __global__ void __launch_bounds__(THREADS, 1) filter_kernel(const sample_args a)
     for (int c = threadIdx.x; c < a.n_chunks; c += THREADS)
         max = fmaxf(max, chunks[c].max);
     max = sample_block(max, sample_max(), s.floats);
+    if (!(max > -SAMPLE_INFINITY)) /* nothing is left: sample_finish knows what to do */
+        return;
     const sample_row &row = a.rows[r];
     const double scale = 1.0 / (double)row.temperature;
     filter f = {sample_logits(a, r), &row, &s, a.vocab, max, scale, (float)fmin(scale, FLT_MAX)};
-    sample_best best = {0, -1};
-    if (max > -SAMPLE_INFINITY)
-        best = draw_kept(f, end_of_kept(f));
-    if (threadIdx.x < 32)
-        sample_finish_row(a, r, best.token);
+    sample_best best = draw_kept(f, end_of_kept(f));
+    if (threadIdx.x == 0)
+        a.draws[r].filtered = best.token;
 }
 
 } // namespace

@@ -1,5 +1,5 @@
 /* The likeliest tokens of the model's own distribution, and how many are likelier than the one that
- * was drawn or asked about: see sample.cuh. A block a row, after the token is settled.
+ * was drawn or asked about: see sample.cuh. A block a row, after sample_finish.
  *
  * As in sample_filter, tokens fall into bins by their distance from the largest logit; those of the
  * bins that hold the first n_logprobs are listed, and each finds its own rank in the list. */
@@ -18,7 +18,7 @@ struct report_scratch {
     int32_t n_list, last_bin;
 };
 
-/* The raw logits of a row, and what was found out of them. */
+/* The raw logits of a row, and what sample_finish found out of them. */
 struct report {
     const float *logits;
     report_scratch *s;

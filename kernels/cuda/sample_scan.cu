@@ -1,6 +1,6 @@
 /* The pass over the logits that every row takes: see sample.cuh. A block has SAMPLE_CHUNK logits of
- * a row, 8 a thread; the last block of a row to be done settles its token. */
-#include "kernels/cuda/sample_finish.cuh"
+ * a row, 8 a thread. */
+#include "kernels/cuda/sample_math.cuh"
 
 enum { THREADS = 256, EACH = SAMPLE_CHUNK / THREADS };
 
@@ -13,7 +13,6 @@ struct chunk_scratch {
     double sums[32];
     float floats[32];
     sample_best best[32];
-    bool is_last;
 };
 
 /* Token of a thread's i-th logit, counted from the chunk's first. */
@@ -151,19 +150,8 @@ __global__ void __launch_bounds__(THREADS) scan_kernel(const sample_args a)
         out.score = best.score;
         out.drawn = best.token;
     }
-    if (threadIdx.x == 0) {
-        a.chunks[(int64_t)r * a.n_chunks + blockIdx.x] = out;
-        __threadfence();
-        s.is_last = atomicAdd(&a.arrivals[r], 1u) == (unsigned)a.n_chunks - 1;
-    }
-    __syncthreads();
-    if (!s.is_last || threadIdx.x >= 32)
-        return;
-    __threadfence();
     if (threadIdx.x == 0)
-        a.arrivals[r] = 0;
-    if (!(row.flags & SAMPLE_FILTERS))
-        sample_finish_row(a, r, -1);
+        a.chunks[(int64_t)r * a.n_chunks + blockIdx.x] = out;
 }
 
 } // namespace
@@ -172,15 +160,4 @@ cudaError_t sample_scan_launch(const struct sample_args *args, cudaStream_t stre
 {
     scan_kernel<<<dim3(args->n_chunks, args->n_rows), THREADS, 0, stream>>>(*args);
     return cudaGetLastError();
-}
-
-cudaError_t sample_launch(const struct sample_args *args, cudaStream_t stream)
-{
-    cudaError_t rc = sample_scan_launch(args, stream);
-
-    if (rc == cudaSuccess && args->n_filtered > 0)
-        rc = sample_filter_launch(args, stream);
-    if (rc == cudaSuccess && args->n_reported > 0)
-        rc = sample_report_launch(args, stream);
-    return rc;
 }
