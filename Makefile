@@ -47,7 +47,7 @@ HELPERS := $(patsubst tests/tokenizer/%.c,$(BUILD)/tests/%,$(wildcard tests/toke
 	$(patsubst tests/grammar/%.c,$(BUILD)/tests/%,$(wildcard tests/grammar/*.c)) \
 	$(patsubst tests/template/%.c,$(BUILD)/tests/%,$(wildcard tests/template/*.c))
 
-.PHONY: all libmla run test test-gpu unit fuzz asan tsan tidy format dist cuda-toolkit clean help
+.PHONY: all libmla run test test-gpu bench-gpu unit fuzz asan tsan tidy format dist cuda-toolkit clean help
 .SECONDARY:
 
 all: $(BUILD)/mlad  ## build build/mlad
@@ -97,6 +97,10 @@ test-gpu: $(filter $(BUILD)/gpu/test_%,$(GPU_TESTS)) | $(BUILD)/libmla.so  ## bu
 	@set -e; for t in $^; do echo $$t; $$t; done
 	@if python3 -c 'import torch'; then python3 tests/gpu/check_mla_python.py $(BUILD)/libmla.so; \
 	else echo 'no torch: kernels/python/mla.py was not checked'; fi
+
+bench-gpu: $(filter $(BUILD)/gpu/bench_%,$(GPU_TESTS))  ## build and run the kernels' benchmarks (needs a GPU)
+	@set -e; for t in $^; do echo $$t; $$t; done
+	@echo "$(BUILD)/gpu/bench_mla_decode fp8"; $(BUILD)/gpu/bench_mla_decode fp8
 
 # What page.c puts into the binary, which no compiler sees.
 $(BUILD)/obj/server/page.o: server/page/chat.html server/page/openapi.json
