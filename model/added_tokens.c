@@ -36,16 +36,12 @@ static int read_flag(const struct json *object, const char *name, bool *flag, st
     return 0;
 }
 
-static int read_token(const struct json *object, struct added_token *token, struct error *err)
+int added_token_read(const struct json *object, struct added_token *token, struct error *err)
 {
     const struct json *content = json_get(object, "content");
-    int64_t id;
 
     if (!json_is(content, JSON_STRING) || strlen(json_string(content)) > CONTENT_MAX)
         return error_set(err, "\"content\" must be a string of at most %d bytes", CONTENT_MAX);
-    if (!json_integer(json_get(object, "id"), &id) || id < 0 || id >= 1 << 24)
-        return error_set(err, "\"id\" must be an integer from 0 to %d", (1 << 24) - 1);
-    token->id = (int32_t)id;
     if (read_flag(object, "special", &token->special, err) ||
         read_flag(object, "normalized", &token->normalized, err) ||
         read_flag(object, "lstrip", &token->lstrip, err) ||
@@ -55,6 +51,37 @@ static int read_token(const struct json *object, struct added_token *token, stru
     token->content = mem_strdup(json_string(content));
     token->len = strlen(token->content);
     return 0;
+}
+
+static int read_with_id(const struct json *object, struct added_token *token, struct error *err)
+{
+    int64_t id;
+
+    if (!json_integer(json_get(object, "id"), &id) || id < 0 || id >= 1 << 24)
+        return error_set(err, "\"id\" must be an integer from 0 to %d", (1 << 24) - 1);
+    token->id = (int32_t)id;
+    return added_token_read(object, token, err);
+}
+
+/* Fills `match`. */
+static int normalize(struct added_token *token, const struct normalizer *normalizer,
+                     struct pattern_scratch *scratch, struct error *err)
+{
+    struct marked_text text = {.text = token->content, .len = token->len};
+    struct normalized memory;
+    int rc = 0;
+
+    normalized_init(&memory);
+    if (token->normalized)
+        rc = normalizer_apply(normalizer, scratch, &text, &memory, err);
+    if (rc == 0) {
+        token->match = mem_alloc(text.len + 1);
+        memcpy(token->match, text.text, text.len);
+        token->match[text.len] = '\0';
+        token->match_len = text.len;
+    }
+    normalized_free(&memory);
+    return rc;
 }
 
 static int compare_contents(const struct added_token *a, const char *content, size_t len)
@@ -71,6 +98,12 @@ static int compare_tokens(const void *a, const void *b)
     return compare_contents(a, right->content, right->len);
 }
 
+static void free_texts(struct added_token *token)
+{
+    free(token->content);
+    free(token->match);
+}
+
 /* Sorts; refuses a content that stands for two ids, drops other repetitions. */
 static int sort_tokens(struct added_tokens *added, struct error *err)
 {
@@ -85,13 +118,13 @@ static int sort_tokens(struct added_tokens *added, struct error *err)
             continue;
         }
         int32_t id = token->id;
-        free(token->content);
+        free_texts(token);
         *token = (struct added_token){0};
         if (last->id != id) {
             error_set(err, "\"%.100s\" has two ids, %d and %d", last->content, last->id, id);
             /* What is not looked at yet still owns its contents. */
             for (i++; i < added->count; i++)
-                free(added->tokens[i].content);
+                free_texts(&added->tokens[i]);
             added->count = kept;
             return -1;
         }
@@ -110,7 +143,7 @@ static bool is_bracketed(const struct added_token *token)
 
 static bool is_of_kind(const struct added_token *token, enum added_kind kind)
 {
-    if (token->len == 0)
+    if (token->match_len == 0)
         return false;
     if (kind == ADDED_RAW)
         return !token->normalized;
@@ -118,15 +151,41 @@ static bool is_of_kind(const struct added_token *token, enum added_kind kind)
            (kind == ADDED_NORMALIZED || (!token->special && !is_bracketed(token)));
 }
 
+bool added_token_is_marker(const struct added_token *token)
+{
+    return !is_of_kind(token, ADDED_PLAIN);
+}
+
+static int compare_matches(const void *a, const void *b)
+{
+    const struct added_token *left = *(const struct added_token *const *)a;
+    const struct added_token *right = *(const struct added_token *const *)b;
+    size_t len = left->match_len < right->match_len ? left->match_len : right->match_len;
+    int order = memcmp(left->match, right->match, len);
+
+    if (order || left->match_len != right->match_len)
+        return order ? order : left->match_len < right->match_len ? -1 : 1;
+    return left->id < right->id ? -1 : left->id > right->id;
+}
+
 static void make_set(const struct added_tokens *added, enum added_kind kind, struct token_set *set)
 {
+    size_t count = 0;
+
     set->tokens = mem_zalloc(added->count + 1, sizeof(const struct added_token *));
     for (size_t i = 0; i < added->count; i++)
         if (is_of_kind(&added->tokens[i], kind))
-            set->tokens[set->count++] = &added->tokens[i];
+            set->tokens[count++] = &added->tokens[i];
+    qsort(set->tokens, count, sizeof(const struct added_token *), compare_matches);
+    for (size_t i = 0; i < count; i++) /* of those that normalization made equal, the first stays */
+        if (set->count == 0 ||
+            set->tokens[set->count - 1]->match_len != set->tokens[i]->match_len ||
+            memcmp(set->tokens[set->count - 1]->match, set->tokens[i]->match,
+                   set->tokens[i]->match_len) != 0)
+            set->tokens[set->count++] = set->tokens[i];
     for (size_t byte = 0, i = 0; byte < 256; byte++) {
         set->first[byte] = i;
-        while (i < set->count && (unsigned char)set->tokens[i]->content[0] == byte)
+        while (i < set->count && (unsigned char)set->tokens[i]->match[0] == byte)
             i++;
     }
     set->first[256] = set->count;
@@ -138,29 +197,22 @@ static const char word_character[] =
     "[\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\u200c\\u200d\\u24b6-\\u24e9\\x{1f130}-\\x{1f149}"
     "\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}]";
 
-struct added_tokens *added_tokens_load(const struct json *array, struct error *err)
+struct added_tokens *added_tokens_from(struct added_token *tokens, size_t count,
+                                       const struct normalizer *normalizer, struct error *err)
 {
     struct added_tokens *added = mem_zalloc(1, sizeof(*added));
+    struct pattern_scratch *scratch = pattern_scratch_new();
     bool single_word = false;
+    int rc = 0;
 
-    if (array && !json_is(array, JSON_ARRAY)) {
-        error_set(err, "it must be an array");
-        goto fail;
+    added->tokens = tokens;
+    added->count = count;
+    for (size_t i = 0; i < count && !rc; i++) {
+        rc = normalize(&tokens[i], normalizer, scratch, err);
+        single_word |= tokens[i].single_word;
     }
-    size_t count = array ? json_count(array) : 0;
-    if (count > ADDED_MAX) {
-        error_set(err, "there are more than %d", ADDED_MAX);
-        goto fail;
-    }
-    added->tokens = mem_zalloc(count + 1, sizeof(*added->tokens));
-    for (const struct json *o = array ? json_first(array) : NULL; o; o = json_next(o)) {
-        if (read_token(o, &added->tokens[added->count], err)) {
-            error_prefix(err, "number %zu", added->count + 1);
-            goto fail;
-        }
-        single_word |= added->tokens[added->count++].single_word;
-    }
-    if (sort_tokens(added, err))
+    pattern_scratch_free(scratch);
+    if (rc || sort_tokens(added, err))
         goto fail;
     for (int kind = 0; kind < ADDED_KINDS; kind++)
         make_set(added, (enum added_kind)kind, &added->sets[kind]);
@@ -172,8 +224,35 @@ struct added_tokens *added_tokens_load(const struct json *array, struct error *e
     return added;
 fail:
     added_tokens_free(added);
-    error_prefix(err, "added_tokens");
     return NULL;
+}
+
+struct added_tokens *added_tokens_load(const struct json *array,
+                                       const struct normalizer *normalizer, struct error *err)
+{
+    struct added_tokens *added = NULL;
+    struct added_token *tokens = NULL;
+    size_t count = array ? json_count(array) : 0, n = 0;
+    int rc = 0;
+
+    if (array && !json_is(array, JSON_ARRAY)) {
+        error_set(err, "it must be an array");
+    } else if (count > ADDED_MAX) {
+        error_set(err, "there are more than %d", ADDED_MAX);
+    } else {
+        tokens = mem_zalloc(count + 1, sizeof(*tokens));
+        for (const struct json *o = array ? json_first(array) : NULL; o && !rc; o = json_next(o))
+            rc = read_with_id(o, &tokens[n++], err) ? error_prefix(err, "number %zu", n) : 0;
+        if (rc == 0)
+            added = added_tokens_from(tokens, n, normalizer, err);
+    }
+    for (size_t i = 0; rc && i < n; i++)
+        free(tokens[i].content);
+    if (rc)
+        free(tokens);
+    if (!added)
+        error_prefix(err, "added_tokens");
+    return added;
 }
 
 void added_tokens_free(struct added_tokens *added)
@@ -181,7 +260,7 @@ void added_tokens_free(struct added_tokens *added)
     if (!added)
         return;
     for (size_t i = 0; i < added->count; i++)
-        free(added->tokens[i].content);
+        free_texts(&added->tokens[i]);
     free(added->tokens);
     for (int kind = 0; kind < ADDED_KINDS; kind++)
         free(added->sets[kind].tokens);
@@ -222,7 +301,7 @@ static size_t lower_bound(const struct token_set *set, size_t low, size_t high, 
 {
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if ((unsigned char)set->tokens[middle]->content[depth] < byte)
+        if ((unsigned char)set->tokens[middle]->match[depth] < byte)
             low = middle + 1;
         else
             high = middle;
@@ -239,7 +318,7 @@ static const struct added_token *longest_at(const struct token_set *set, const c
     size_t low = set->first[byte], high = set->first[byte + 1];
 
     for (size_t depth = 1; low < high; depth++) {
-        if (set->tokens[low]->len == depth)
+        if (set->tokens[low]->match_len == depth)
             found = set->tokens[low++];
         if (depth == len)
             break;
@@ -319,7 +398,7 @@ int added_tokens_next(const struct added_tokens *added, enum added_kind kind,
             continue;
         }
         size_t start = at, floor = match->end;
-        at += token->len;
+        at += token->match_len;
         if (token->single_word) {
             int alone = stands_alone(added, scratch, text, len, start, at, err);
             if (alone < 0)

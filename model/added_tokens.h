@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "model/pattern.h"
+#include "model/tokenizer_normalizer.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -17,6 +18,8 @@
 struct added_token {
     char *content; /* not empty */
     size_t len;
+    char *match; /* what is looked for: the content, normalized if the token is */
+    size_t match_len;
     int32_t id;
     bool special; /* left out of decoded text by default */
     bool normalized;
@@ -32,10 +35,21 @@ enum added_kind {
     ADDED_KINDS,
 };
 
+/* Whether a chat format may use the token as a marker: all but ADDED_PLAIN. */
+bool added_token_is_marker(const struct added_token *token);
+
 struct added_tokens;
 
 /* From the "added_tokens" array, which may be missing (NULL). NULL and a message on error. */
-struct added_tokens *added_tokens_load(const struct json *array, struct error *err);
+struct added_tokens *added_tokens_load(const struct json *array,
+                                       const struct normalizer *normalizer, struct error *err);
+
+/* The flags of one token from a JSON object that has its "content". -1 and a message. */
+int added_token_read(const struct json *object, struct added_token *token, struct error *err);
+
+/* From a list, whose memory and contents (without `match`) it takes, also on failure. */
+struct added_tokens *added_tokens_from(struct added_token *tokens, size_t count,
+                                       const struct normalizer *normalizer, struct error *err);
 void added_tokens_free(struct added_tokens *added);
 
 /* All tokens, in ascending order of their contents. */

@@ -5,6 +5,7 @@
 #include "base/utf8.h"
 #include "model/hash_map.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,8 +33,12 @@ struct bpe {
     int32_t *merged;             /* by rank: the token that comes out */
     size_t merges_n;
     bool ignore_merges;                /* a word that is a token is that token, merges or not */
+    bool byte_level;                   /* spellings are of bytes, not of characters */
+    bool byte_fallback;                /* a missing character becomes tokens of its bytes */
+    int32_t unknown;                   /* what it becomes otherwise; -1: nothing */
+    bool fuse_unknown;                 /* one for all in a row */
     size_t longest;                    /* bytes of the longest spelling */
-    int32_t byte_token[256];           /* -1: none */
+    int32_t byte_token[256];           /* "Ġ", or "<0x20>" if not byte_level; -1: none */
     int16_t byte_of[BYTE_CODE_POINTS]; /* code point -> byte it spells, or -1 */
     char byte_spelling[256][3];        /* byte -> its spelling, NUL-terminated */
 };
@@ -118,9 +123,9 @@ static int add_token(struct bpe *bpe, const char *spelling, int32_t id, struct e
     *token = (struct token){.spelling = (uint32_t)bpe->pool.len, .id = id};
     buffer_append(&bpe->pool, spelling, len + 1);
     token->bytes = (uint32_t)bpe->pool.len;
-    if (spelled_bytes(bpe, spelling, len, &bpe->pool)) {
+    if (bpe->byte_level && spelled_bytes(bpe, spelling, len, &bpe->pool)) {
         token->bytes_len = (uint32_t)(bpe->pool.len - token->bytes);
-    } else {
+    } else { /* what was written of the bytes is left over */
         token->bytes = token->spelling;
         token->bytes_len = (uint32_t)len;
     }
@@ -142,9 +147,12 @@ static void index_tokens(struct bpe *bpe)
     memset(bpe->by_id, -1, (size_t)bpe->size * sizeof(*bpe->by_id));
     for (size_t i = 0; i < bpe->tokens_n; i++)
         bpe->by_id[bpe->tokens[i].id] = (int32_t)i;
-    for (int byte = 0; byte < 256; byte++)
-        bpe->byte_token[byte] =
-            bpe_find(bpe, bpe->byte_spelling[byte], strlen(bpe->byte_spelling[byte]));
+    for (int byte = 0; byte < 256; byte++) {
+        char code[8];
+        snprintf(code, sizeof(code), "<0x%02X>", (unsigned)byte);
+        const char *spelling = bpe->byte_level ? bpe->byte_spelling[byte] : code;
+        bpe->byte_token[byte] = bpe_find(bpe, spelling, strlen(spelling));
+    }
 }
 
 static int load_vocab(struct bpe *bpe, const struct json *vocab, struct error *err)
@@ -249,13 +257,84 @@ static int load_merges(struct bpe *bpe, const struct json *merges, struct error 
     return 0;
 }
 
+/* ---- merges by rank ---- */
+
+/* Makes the merges of a vocabulary that has none: every way to cut a token into two tokens merges
+ * to it, and its id is the rank. */
+static void rank_merges(struct bpe *bpe)
+{
+    bpe->merged = mem_zalloc((size_t)bpe->size, sizeof(*bpe->merged));
+    hash_map_init(&bpe->merges, 2 * bpe->tokens_n);
+    for (size_t i = 0; i < bpe->tokens_n; i++) {
+        const struct token *token = &bpe->tokens[i];
+        const char *spelling = bpe->pool.data + token->spelling, *at = spelling;
+        size_t len = strlen(spelling);
+        bpe->merged[token->id] = token->id;
+        for (;;) {
+            at += utf8_decode(at, len - (size_t)(at - spelling), NULL);
+            size_t left_len = (size_t)(at - spelling);
+            if (left_len == len)
+                break;
+            int32_t left = bpe_find(bpe, spelling, left_len);
+            int32_t right = left < 0 ? -1 : bpe_find(bpe, at, len - left_len);
+            if (right >= 0)
+                hash_map_set(&bpe->merges, (uint64_t)left << 32 | (uint32_t)right,
+                             (uint64_t)token->id);
+        }
+    }
+    bpe->merges_n = (size_t)bpe->size;
+}
+
+static int load_ranks(struct bpe *bpe, const struct ranked_token *tokens, size_t count,
+                      struct error *err)
+{
+    struct buffer spelling;
+    int rc = 0;
+
+    bpe->tokens = mem_zalloc(count + 1, sizeof(*bpe->tokens));
+    hash_map_init(&bpe->by_spelling, count);
+    buffer_init(&spelling, SPELLING_MAX);
+    for (size_t i = 0; i < count && !rc; i++) {
+        buffer_clear(&spelling);
+        for (size_t j = 0; j < tokens[i].len; j++)
+            buffer_append_str(&spelling, bpe->byte_spelling[(unsigned char)tokens[i].bytes[j]]);
+        if (spelling.len == 0 || spelling.overflowed)
+            rc = error_set(err, "the token with id %d must have 1 to %d bytes", tokens[i].id,
+                           SPELLING_MAX / 2);
+        else if (tokens[i].id < 0 || tokens[i].id >= ID_MAX)
+            rc = error_set(err, "the rank of a token must be from 0 to %d", ID_MAX - 1);
+        else
+            rc = add_token(bpe, spelling.data, tokens[i].id, err);
+    }
+    buffer_free(&spelling);
+    if (rc)
+        return -1;
+    index_tokens(bpe);
+    for (int byte = 0; byte < 256; byte++)
+        if (bpe->byte_token[byte] < 0)
+            return error_set(err, "there is no token for the byte 0x%02X", (unsigned)byte);
+    rank_merges(bpe);
+    return 0;
+}
+
 /* ---- loading ---- */
 
-/* Settings that change what a word becomes must be off. */
-static int check_settings(const struct json *model, struct error *err)
+/* Whether a setting is missing, null, false, 0 or "". */
+static bool is_off(const struct json *value)
 {
-    static const char *const names[] = {"dropout", "unk_token", "continuing_subword_prefix",
-                                        "end_of_word_suffix", "byte_fallback"};
+    return !value || json_is(value, JSON_NULL) ||
+           (json_is(value, JSON_BOOL) && !json_bool(value)) ||
+           (json_is(value, JSON_NUMBER) && json_number(value) == 0) ||
+           (json_is(value, JSON_STRING) && json_string(value)[0] == '\0');
+}
+
+/* Settings that change what a word becomes must be off, but that a vocabulary of characters may
+ * have byte_fallback and an unknown token. */
+static int check_settings(const struct bpe *bpe, const struct json *model, struct error *err)
+{
+    static const char *const names[] = {"dropout", "continuing_subword_prefix",
+                                        "end_of_word_suffix", "unk_token", "byte_fallback"};
+    size_t count = sizeof(names) / sizeof(names[0]) - (bpe->byte_level ? 0 : 2);
     const struct json *type = json_get(model, "type");
 
     if (!json_is(model, JSON_OBJECT))
@@ -263,29 +342,61 @@ static int check_settings(const struct json *model, struct error *err)
     if (type && (!json_is(type, JSON_STRING) || strcmp(json_string(type), "BPE") != 0))
         return error_set(err, "the type \"%s\" is not supported; BPE is",
                          json_is(type, JSON_STRING) ? json_string(type) : json_type_name(type));
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        const struct json *value = json_get(model, names[i]);
-        bool off = !value || json_is(value, JSON_NULL) ||
-                   (json_is(value, JSON_BOOL) && !json_bool(value)) ||
-                   (json_is(value, JSON_NUMBER) && json_number(value) == 0) ||
-                   (json_is(value, JSON_STRING) && json_string(value)[0] == '\0');
-        if (!off)
-            return error_set(err, "\"%s\" is set, which is not supported", names[i]);
-    }
+    for (size_t i = 0; i < count; i++)
+        if (!is_off(json_get(model, names[i])))
+            return error_set(err, "\"%s\" is set, which is not supported%s", names[i],
+                             i < 3 ? "" : " in byte-level BPE");
     return 0;
 }
 
-struct bpe *bpe_load(const struct json *model, struct error *err)
+/* What becomes of characters that are not in the vocabulary. */
+static int load_unknown(struct bpe *bpe, const struct json *model, struct error *err)
+{
+    const struct json *unknown = json_get(model, "unk_token");
+
+    bpe->byte_fallback = !is_off(json_get(model, "byte_fallback"));
+    bpe->fuse_unknown = !is_off(json_get(model, "fuse_unk"));
+    bpe->unknown = -1;
+    if (is_off(unknown))
+        return 0;
+    if (!json_is(unknown, JSON_STRING))
+        return error_set(err, "\"unk_token\" must be a string");
+    bpe->unknown = bpe_find(bpe, json_string(unknown), strlen(json_string(unknown)));
+    return bpe->unknown >= 0 ? 0
+                             : error_set(err, "the unk_token \"%.100s\" is not in \"vocab\"",
+                                         json_string(unknown));
+}
+
+static struct bpe *bpe_new(bool byte_level)
 {
     struct bpe *bpe = mem_zalloc(1, sizeof(*bpe));
-    const struct json *ignore = json_get(model, "ignore_merges");
 
     make_alphabet(bpe);
     buffer_init(&bpe->pool, (size_t)1 << 30);
-    bpe->ignore_merges = json_is(ignore, JSON_BOOL) && json_bool(ignore);
-    if (check_settings(model, err) || load_vocab(bpe, json_get(model, "vocab"), err) ||
-        load_merges(bpe, json_get(model, "merges"), err)) {
+    bpe->byte_level = byte_level;
+    return bpe;
+}
+
+struct bpe *bpe_load(const struct json *model, bool byte_level, struct error *err)
+{
+    struct bpe *bpe = bpe_new(byte_level);
+
+    bpe->ignore_merges = !is_off(json_get(model, "ignore_merges"));
+    if (check_settings(bpe, model, err) || load_vocab(bpe, json_get(model, "vocab"), err) ||
+        load_merges(bpe, json_get(model, "merges"), err) || load_unknown(bpe, model, err)) {
         error_prefix(err, "model");
+        bpe_free(bpe);
+        return NULL;
+    }
+    return bpe;
+}
+
+struct bpe *bpe_from_ranks(const struct ranked_token *tokens, size_t count, struct error *err)
+{
+    struct bpe *bpe = bpe_new(true);
+
+    bpe->ignore_merges = true;
+    if (load_ranks(bpe, tokens, count, err)) {
         bpe_free(bpe);
         return NULL;
     }
@@ -410,23 +521,77 @@ static void push_merge(const struct bpe *bpe, struct bpe_scratch *s, uint32_t le
         heap_push(s, rank << 32 | left);
 }
 
-/* One symbol a byte, and the merges of neighbours. Returns how many symbols. */
-static uint32_t start_word(const struct bpe *bpe, struct bpe_scratch *s, const char *word,
-                           size_t len)
+static uint32_t add_symbol(struct bpe_scratch *s, uint32_t n, int32_t id)
+{
+    s->symbols[n] = (struct symbol){id, n - 1, n + 1}; /* 0 - 1 is NO_SYMBOL */
+    return n + 1;
+}
+
+/* One symbol a byte. Returns how many there are. */
+static uint32_t start_bytes(const struct bpe *bpe, struct bpe_scratch *s, const char *word,
+                            size_t len)
 {
     uint32_t n = 0;
 
+    for (size_t i = 0; i < len; i++) {
+        int32_t id = bpe->byte_token[(unsigned char)word[i]];
+        if (id >= 0)
+            n = add_symbol(s, n, id);
+    }
+    return n;
+}
+
+/* The symbols of a character's bytes; `n` as it was when one of them has none. */
+static uint32_t add_fallback(const struct bpe *bpe, struct bpe_scratch *s, uint32_t n,
+                             const char *character, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        if (bpe->byte_token[(unsigned char)character[i]] < 0)
+            return n;
+    for (size_t i = 0; i < size; i++)
+        n = add_symbol(s, n, bpe->byte_token[(unsigned char)character[i]]);
+    return n;
+}
+
+/* One symbol a character, or what stands in for it. An unknown token waits for the next character
+ * that has a token of its own, also past those that became bytes, as in `tokenizers`. */
+static uint32_t start_characters(const struct bpe *bpe, struct bpe_scratch *s, const char *word,
+                                 size_t len)
+{
+    uint32_t n = 0, before;
+    bool waiting = false;
+
+    for (size_t at = 0, size; at < len; at += size) {
+        size = (size_t)utf8_decode(word + at, len - at, NULL);
+        int32_t id = bpe_find(bpe, word + at, size);
+        if (id >= 0) {
+            n = waiting ? add_symbol(s, n, bpe->unknown) : n;
+            n = add_symbol(s, n, id);
+            waiting = false;
+            continue;
+        }
+        before = n;
+        if (bpe->byte_fallback)
+            n = add_fallback(bpe, s, n, word + at, size);
+        if (n > before || bpe->unknown < 0)
+            continue;
+        if (waiting && !bpe->fuse_unknown)
+            n = add_symbol(s, n, bpe->unknown);
+        waiting = true;
+    }
+    return waiting ? add_symbol(s, n, bpe->unknown) : n;
+}
+
+/* The symbols before any merge, and the merges of neighbours. Returns how many symbols. */
+static uint32_t start_word(const struct bpe *bpe, struct bpe_scratch *s, const char *word,
+                           size_t len)
+{
     if (len > s->symbols_cap) {
         s->symbols_cap = len;
         s->symbols = mem_resize(s->symbols, len, sizeof(*s->symbols));
     }
-    for (size_t i = 0; i < len; i++) {
-        int32_t id = bpe->byte_token[(unsigned char)word[i]];
-        if (id < 0)
-            continue;
-        s->symbols[n] = (struct symbol){id, n - 1, n + 1}; /* 0 - 1 is NO_SYMBOL */
-        n++;
-    }
+    uint32_t n =
+        bpe->byte_level ? start_bytes(bpe, s, word, len) : start_characters(bpe, s, word, len);
     if (n > 0)
         s->symbols[n - 1].next = NO_SYMBOL;
     s->heap_len = 0;
@@ -461,6 +626,8 @@ static int32_t find_word(const struct bpe *bpe, struct bpe_scratch *s, const cha
 {
     if (len > bpe->longest) /* a spelling is at least as long as its bytes */
         return -1;
+    if (!bpe->byte_level)
+        return bpe_find(bpe, word, len);
     buffer_clear(&s->spelling);
     for (size_t i = 0; i < len; i++)
         buffer_append_str(&s->spelling, bpe->byte_spelling[(unsigned char)word[i]]);

@@ -1,19 +1,28 @@
 #include "model/pretokenizer.h"
 
+#include "base/buffer.h"
 #include "base/memory.h"
 #include "base/panic.h"
 #include "base/utf8.h"
+#include "model/json_text.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEPS_MAX = 32 };
+enum { STEPS_MAX = 32, REPLACEMENT_MAX = 4 };
+
+static const size_t piece_max = (size_t)1 << 31; /* bytes */
 
 /* What becomes of the matches of a step and of the text between them. */
 enum behavior { ISOLATED, REMOVED, CONTIGUOUS, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT };
 
+/* Which pieces get a prefix, unless they begin with it. */
+enum prefix { PREFIX_NONE, PREFIX_FIRST, PREFIX_ALL };
+
 struct step {
-    bool prefix_space;       /* a piece that doesn't begin with a space gets one */
+    enum prefix prefix;
+    char space[REPLACEMENT_MAX + 1]; /* the prefix: " ", or what Metaspace writes for a space */
+    bool metaspace;
     struct pattern *pattern; /* NULL: no split */
     enum behavior behavior;
     bool invert; /* matches and what is between them change roles */
@@ -22,7 +31,7 @@ struct step {
 struct pretokenizer {
     struct step steps[STEPS_MAX];
     size_t steps_n;
-    bool complete; /* the ByteLevel step is there */
+    bool byte_level; /* the ByteLevel step is there */
 };
 
 /* What ByteLevel splits by: the pattern of GPT-2. */
@@ -38,19 +47,12 @@ static bool flag(const struct json *object, const char *name, bool when_missing)
     return json_is(value, JSON_BOOL) ? json_bool(value) : when_missing;
 }
 
-static const char *text_of(const struct json *object, const char *name)
-{
-    const struct json *value = json_get(object, name);
-
-    return json_is(value, JSON_STRING) ? json_string(value) : NULL;
-}
-
 static int load_split(const struct json *object, struct step *step, struct error *err)
 {
     static const char *const behaviors[] = {"Isolated", "Removed", "Contiguous",
                                             "MergedWithPrevious", "MergedWithNext"};
     const struct json *pattern = json_get(object, "pattern");
-    const char *name = text_of(object, "behavior");
+    const char *name = json_text(object, "behavior");
     size_t i = 0, n = sizeof(behaviors) / sizeof(behaviors[0]);
 
     while (name && i < n && strcmp(name, behaviors[i]) != 0)
@@ -59,37 +61,68 @@ static int load_split(const struct json *object, struct step *step, struct error
         return error_set(err, "Split: the behavior \"%s\" is not supported", name ? name : "");
     step->behavior = (enum behavior)i;
     step->invert = flag(object, "invert", false);
-    if (text_of(pattern, "Regex"))
-        step->pattern = pattern_compile(text_of(pattern, "Regex"), err);
-    else if (text_of(pattern, "String"))
-        step->pattern = pattern_compile_literal(text_of(pattern, "String"), err);
+    if (json_text(pattern, "Regex"))
+        step->pattern = pattern_compile(json_text(pattern, "Regex"), err);
+    else if (json_text(pattern, "String"))
+        step->pattern = pattern_compile_literal(json_text(pattern, "String"), err);
     else
         return error_set(err, "Split: \"pattern\" must be {\"Regex\": ...} or {\"String\": ...}");
     return step->pattern ? 0 : error_prefix(err, "Split");
 }
 
+/* {"replacement": "▁", "prepend_scheme": "first", "split": false}; older files say
+ * "add_prefix_space": true for the scheme "always". */
+static int load_metaspace(const struct json *object, struct step *step, struct error *err)
+{
+    static const char *const schemes[] = {"never", "first", "always"};
+    const char *space = json_text(object, "replacement");
+    const char *scheme = json_text(object, "prepend_scheme");
+    int i = 0;
+
+    if (!space || utf8_decode(space, strlen(space), NULL) != (int)strlen(space) || !*space)
+        return error_set(err, "Metaspace: \"replacement\" must be one character");
+    if (!scheme)
+        scheme = flag(object, "add_prefix_space", true) ? "always" : "never";
+    while (i < 3 && strcmp(scheme, schemes[i]) != 0)
+        i++;
+    if (i == 3)
+        return error_set(err, "Metaspace: the prepend_scheme \"%.100s\" is not supported", scheme);
+    step->metaspace = true;
+    step->prefix = (enum prefix)i;
+    memcpy(step->space, space, strlen(space));
+    step->behavior = MERGED_WITH_NEXT;
+    if (flag(object, "split", true)) {
+        step->pattern = pattern_compile_literal(space, err);
+        return step->pattern ? 0 : -1;
+    }
+    return 0;
+}
+
 static int load_step(struct pretokenizer *pre, const struct json *object, struct error *err)
 {
-    const char *type = text_of(object, "type");
+    const char *type = json_text(object, "type");
     struct step *step = &pre->steps[pre->steps_n];
 
     if (!type)
         return error_set(err, "a step must be an object with a \"type\"");
     if (pre->steps_n == STEPS_MAX)
         return error_set(err, "there are more than %d steps", STEPS_MAX);
-    if (pre->complete)
+    if (pre->byte_level)
         return error_set(err, "ByteLevel must be the last step, but %s follows", type);
     pre->steps_n++;
     if (strcmp(type, "Split") == 0)
         return load_split(object, step, err);
+    if (strcmp(type, "Metaspace") == 0)
+        return load_metaspace(object, step, err);
     if (strcmp(type, "Digits") == 0) {
         bool each = flag(object, "individual_digits", false);
         step->pattern = pattern_compile(each ? "\\p{N}" : "\\p{N}+", err);
         return step->pattern ? 0 : -1;
     }
     if (strcmp(type, "ByteLevel") == 0) {
-        pre->complete = true;
-        step->prefix_space = flag(object, "add_prefix_space", true);
+        pre->byte_level = true;
+        step->prefix = flag(object, "add_prefix_space", true) ? PREFIX_ALL : PREFIX_NONE;
+        step->space[0] = ' ';
         if (flag(object, "use_regex", true))
             step->pattern = pattern_compile(gpt2_pattern, err);
         return step->pattern || !flag(object, "use_regex", true) ? 0 : -1;
@@ -99,7 +132,7 @@ static int load_step(struct pretokenizer *pre, const struct json *object, struct
 
 static int load_steps(struct pretokenizer *pre, const struct json *object, struct error *err)
 {
-    const char *type = text_of(object, "type");
+    const char *type = json_text(object, "type");
 
     if (!type || strcmp(type, "Sequence") != 0)
         return load_step(pre, object, err);
@@ -115,16 +148,33 @@ static int load_steps(struct pretokenizer *pre, const struct json *object, struc
 struct pretokenizer *pretokenizer_load(const struct json *object, struct error *err)
 {
     struct pretokenizer *pre = mem_zalloc(1, sizeof(*pre));
-    int rc = load_steps(pre, object, err);
 
-    if (!rc && !pre->complete)
-        rc = error_set(err, "there is no ByteLevel step; only byte-level BPE is supported");
-    if (rc) {
+    if (object && !json_is(object, JSON_NULL) && load_steps(pre, object, err)) {
         error_prefix(err, "pre_tokenizer");
         pretokenizer_free(pre);
         return NULL;
     }
     return pre;
+}
+
+struct pretokenizer *pretokenizer_from_pattern(const char *pattern, struct error *err)
+{
+    struct pretokenizer *pre = mem_zalloc(1, sizeof(*pre));
+
+    pre->steps_n = 1;
+    pre->byte_level = true;
+    pre->steps[0] = (struct step){
+        .pattern = pattern_compile(pattern, err), .behavior = REMOVED, .invert = true};
+    if (!pre->steps[0].pattern) {
+        pretokenizer_free(pre);
+        return NULL;
+    }
+    return pre;
+}
+
+bool pretokenizer_is_byte_level(const struct pretokenizer *pre)
+{
+    return pre->byte_level;
 }
 
 void pretokenizer_free(struct pretokenizer *pre)
@@ -153,18 +203,21 @@ struct pieces {
     struct split *split;
     size_t step;
     const char *text;
+    bool is_first;     /* the text is the beginning of the whole */
     size_t start, end; /* the span held back; empty: none */
     bool matched;      /* whether its last part is a match */
 };
 
-static int run_step(struct split *split, size_t step, const char *text, size_t len);
+static int run_step(struct split *split, size_t step, const char *text, size_t len, bool is_first);
 
 /* Passes the span that is held back to the next step. */
 static int pass_on(struct pieces *p)
 {
     size_t len = p->end - p->start;
 
-    return len ? run_step(p->split, p->step + 1, p->text + p->start, len) : 0;
+    if (len == 0)
+        return 0;
+    return run_step(p->split, p->step + 1, p->text + p->start, len, p->is_first && p->start == 0);
 }
 
 static bool joins(enum behavior behavior, bool last_matched, bool matched)
@@ -194,10 +247,11 @@ static int add_span(struct pieces *p, size_t start, size_t end, bool matched)
 }
 
 /* Splits one piece by a pattern. */
-static int split_piece(struct split *split, size_t step, const char *text, size_t len)
+static int split_piece(struct split *split, size_t step, const char *text, size_t len,
+                       bool is_first)
 {
     const struct pattern *pattern = split->pre->steps[step].pattern;
-    struct pieces pieces = {.split = split, .step = step, .text = text};
+    struct pieces pieces = {.split = split, .step = step, .text = text, .is_first = is_first};
     size_t done = 0, from = 0, start, end;
     int rc = 0, found = 0;
 
@@ -224,32 +278,59 @@ static int split_piece(struct split *split, size_t step, const char *text, size_
     return rc ? rc : pass_on(&pieces);
 }
 
+/* Writes what a step makes of a piece before it splits it: Metaspace replaces all spaces, and a
+ * prefix is put where it is missing. */
+static void rewrite_piece(const struct step *s, const char *text, size_t len, bool is_first,
+                          struct buffer *out)
+{
+    bool prefix = s->prefix == PREFIX_ALL || (s->prefix == PREFIX_FIRST && is_first);
+    size_t size = strlen(s->space);
+
+    if (prefix && !(s->metaspace && text[0] == ' ') &&
+        !(len >= size && memcmp(text, s->space, size) == 0))
+        buffer_append(out, s->space, size);
+    while (s->metaspace && len > 0) {
+        const char *space = memchr(text, ' ', len);
+        size_t before = space ? (size_t)(space - text) : len;
+        buffer_append(out, text, before);
+        if (space)
+            buffer_append(out, s->space, size);
+        before += space ? 1 : 0;
+        text += before;
+        len -= before;
+    }
+    buffer_append(out, text, len);
+}
+
 /* Applies step number `step` and all that follow to a piece, which is not empty. */
-static int run_step(struct split *split, size_t step, const char *text, size_t len)
+static int run_step(struct split *split, size_t step, const char *text, size_t len, bool is_first)
 {
     if (step == split->pre->steps_n)
         return split->take(split->context, text, len);
 
     const struct step *s = &split->pre->steps[step];
-    char *prefixed = NULL;
-    if (s->prefix_space && text[0] != ' ') {
-        prefixed = mem_alloc(len + 1);
-        prefixed[0] = ' ';
-        memcpy(prefixed + 1, text, len);
-        text = prefixed;
-        len++;
+    struct buffer rewritten;
+    buffer_init(&rewritten, piece_max);
+    if (s->prefix != PREFIX_NONE || s->metaspace) {
+        rewrite_piece(s, text, len, is_first, &rewritten);
+        if (rewritten.overflowed) {
+            buffer_free(&rewritten);
+            return error_set(split->err, "the text is too long for the tokenizer");
+        }
+        text = rewritten.data;
+        len = rewritten.len;
     }
-    int rc =
-        s->pattern ? split_piece(split, step, text, len) : run_step(split, step + 1, text, len);
-    free(prefixed);
+    int rc = s->pattern ? split_piece(split, step, text, len, is_first)
+                        : run_step(split, step + 1, text, len, is_first);
+    buffer_free(&rewritten);
     return rc;
 }
 
 int pretokenizer_split(const struct pretokenizer *pre, struct pattern_scratch *scratch,
-                       const char *text, size_t len, word_function take, void *context,
-                       struct error *err)
+                       const char *text, size_t len, bool is_first, word_function take,
+                       void *context, struct error *err)
 {
     struct split split = {pre, scratch, take, context, err};
 
-    return len ? run_step(&split, 0, text, len) : 0;
+    return len ? run_step(&split, 0, text, len, is_first) : 0;
 }

@@ -1,9 +1,11 @@
 /* The parts of a tokenizer and how a text goes through them:
  *
- *   any bytes --utf8_replace--> UTF-8 --added_tokens--> text between added tokens
+ *   any bytes --utf8_replace--> UTF-8 --tiktoken_slice--> slices
+ *             --added_tokens--> text between added tokens --normalizer, added_tokens--> and of
+ * those
  *             --pretokenizer--> words --bpe--> ids
  *
- * Here are the loading of the files, the walk through the parts, and what is known of each id. */
+ * Here are the choice of the file, the walk through the parts, and what is known of each id. */
 #include "model/tokenizer.h"
 
 #include "base/file.h"
@@ -11,15 +13,16 @@
 #include "base/memory.h"
 #include "base/panic.h"
 #include "base/utf8.h"
-#include "model/added_tokens.h"
-#include "model/bpe.h"
-#include "model/pretokenizer.h"
+#include "model/tiktoken.h"
+#include "model/tokenizer_parts.h"
 #include "model/utf8_replace.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { FILE_MAX = 256 * 1024 * 1024, TEXT_MAX = 1 << 30 };
+
+static const size_t decoded_max = (size_t)1 << 31; /* bytes of all tokens */
 
 /* What an id stands for. */
 struct id_entry {
@@ -29,9 +32,8 @@ struct id_entry {
 };
 
 struct tokenizer {
-    struct added_tokens *added;
-    struct pretokenizer *pre;
-    struct bpe *bpe;
+    struct tokenizer_parts parts;
+    struct buffer decoded; /* the bytes of the tokens, where a decoder made them */
     struct id_entry *ids;
     int32_t ids_n;
     int32_t bos; /* -1: none */
@@ -39,149 +41,142 @@ struct tokenizer {
 
 /* ---- loading ---- */
 
-static bool is_type(const struct json *object, const char *name)
+/* Has the decoder make the bytes of all ids from their spellings. */
+static int decode_ids(struct tokenizer *tok, struct error *err)
 {
-    const struct json *type = json_get(object, "type");
+    size_t *starts = mem_zalloc((size_t)tok->ids_n + 1, sizeof(*starts));
 
-    return json_is(type, JSON_STRING) && strcmp(json_string(type), name) == 0;
-}
-
-/* A normalizer would change the text: only none, or an empty sequence, is supported. */
-static int check_normalizer(const struct json *object, struct error *err)
-{
-    const struct json *type = json_get(object, "type");
-    const struct json *list = json_get(object, "normalizers");
-
-    if (!object || json_is(object, JSON_NULL))
-        return 0;
-    if (is_type(object, "Sequence") && json_is(list, JSON_ARRAY)) {
-        if (json_count(list) == 0)
-            return 0;
-        type = json_get(json_first(list), "type");
+    for (int32_t id = 0; id < tok->ids_n; id++) {
+        starts[id] = tok->decoded.len;
+        if (tok->ids[id].bytes)
+            token_decoder_append(&tok->parts.decoder, tok->ids[id].bytes, tok->ids[id].len,
+                                 &tok->decoded);
     }
-    return error_set(err, "the normalizer %.100s is not supported",
-                     json_is(type, JSON_STRING) ? json_string(type) : "without a type");
-}
-
-static int check_decoder(const struct json *object, struct error *err)
-{
-    const struct json *list = json_get(object, "decoders");
-
-    if (is_type(object, "Sequence") && json_is(list, JSON_ARRAY) && json_count(list) == 1)
-        object = json_first(list);
-    return is_type(object, "ByteLevel") ? 0
-                                        : error_set(err, "only the decoder ByteLevel is supported");
+    starts[tok->ids_n] = tok->decoded.len;
+    for (int32_t id = 0; id < tok->ids_n; id++) {
+        if (tok->ids[id].bytes)
+            tok->ids[id].bytes = tok->decoded.data + starts[id];
+        tok->ids[id].len = starts[id + 1] - starts[id];
+    }
+    free(starts);
+    return tok->decoded.overflowed ? error_set(err, "the tokens are too long") : 0;
 }
 
 /* Makes the table of ids; added tokens come before ordinary ones of the same id. */
 static int index_ids(struct tokenizer *tok, struct error *err)
 {
     size_t count;
-    const struct added_token *added = added_tokens_all(tok->added, &count);
+    const struct added_token *added = added_tokens_all(tok->parts.added, &count);
 
-    tok->ids_n = bpe_size(tok->bpe);
+    tok->ids_n = bpe_size(tok->parts.bpe);
     for (size_t i = 0; i < count; i++)
         if (added[i].id >= tok->ids_n)
             tok->ids_n = added[i].id + 1;
     tok->ids = mem_zalloc((size_t)tok->ids_n, sizeof(*tok->ids));
     for (int32_t id = 0; id < tok->ids_n; id++)
-        tok->ids[id].bytes = bpe_bytes(tok->bpe, id, &tok->ids[id].len);
+        tok->ids[id].bytes = bpe_bytes(tok->parts.bpe, id, &tok->ids[id].len);
     for (size_t i = 0; i < count; i++) {
-        int32_t other = bpe_find(tok->bpe, added[i].content, added[i].len);
+        int32_t other = bpe_find(tok->parts.bpe, added[i].content, added[i].len);
         if (other >= 0 && other != added[i].id)
             return error_set(err,
                              "added_tokens: \"%.100s\" has the id %d, but %d in the vocabulary",
                              added[i].content, added[i].id, other);
-        tok->ids[added[i].id] = (struct id_entry){added[i].content, added[i].len, added[i].special};
+        tok->ids[added[i].id] =
+            (struct id_entry){added[i].match, added[i].match_len, added[i].special};
     }
-    return 0;
+    buffer_init(&tok->decoded, decoded_max);
+    return tok->parts.decoder.byte_level ? 0 : decode_ids(tok, err);
 }
 
-/* The token that a TemplateProcessing puts in front of a text, as tokenizer.json's post_processor
- * says; -1 when it puts none. */
-static int32_t template_bos(const struct tokenizer *tok, const struct json *processor)
+/* Sets `bos` from tokenizer_config.json, or where that is silent from the tokenizer's file. */
+static int set_bos(struct tokenizer *tok, const struct json *config, struct error *err)
 {
-    const struct json *list = json_get(processor, "processors");
-
-    if (is_type(processor, "Sequence") && json_is(list, JSON_ARRAY)) {
-        for (const struct json *o = json_first(list); o; o = json_next(o))
-            if (is_type(o, "TemplateProcessing"))
-                return template_bos(tok, o);
-        return -1;
-    }
-    const struct json *single = json_get(processor, "single");
-    if (!is_type(processor, "TemplateProcessing") || !json_is(single, JSON_ARRAY) ||
-        json_count(single) == 0)
-        return -1;
-    const struct json *token = json_get(json_first(single), "SpecialToken");
-    const struct json *content = json_get(token, "id");
-    return json_is(content, JSON_STRING) ? tokenizer_id(tok, json_string(content)) : -1;
-}
-
-/* Sets `bos` from tokenizer_config.json, or where that is silent from the post-processor. */
-static int load_bos(struct tokenizer *tok, const char *dir, const struct json *processor,
-                    struct error *err)
-{
-    char *path = path_join(dir, "tokenizer_config.json");
-    struct json *config = NULL;
-    int rc = 0;
-
-    tok->bos = template_bos(tok, processor);
-    if (file_exists(path)) {
-        config = json_parse_file(path, FILE_MAX, err);
-        rc = config ? 0 : -1;
-    }
     const struct json *add = json_get(config, "add_bos_token");
     const struct json *token = json_get(config, "bos_token");
+
     if (json_is(token, JSON_OBJECT))
         token = json_get(token, "content");
+    tok->bos = tok->parts.bos ? tokenizer_id(tok, tok->parts.bos) : -1;
     if (json_is(add, JSON_BOOL) && !json_bool(add)) {
         tok->bos = -1;
     } else if (json_is(add, JSON_BOOL) && json_is(token, JSON_STRING)) {
         tok->bos = tokenizer_id(tok, json_string(token));
         if (tok->bos < 0)
-            rc = error_set(err, "%s: the bos_token \"%.100s\" is not in the vocabulary", path,
-                           json_string(token));
+            return error_set(err,
+                             "tokenizer_config.json: the bos_token \"%.100s\" is not in the "
+                             "vocabulary",
+                             json_string(token));
     }
-    json_free(config);
-    free(path);
+    return 0;
+}
+
+static int load_json(struct tokenizer *tok, const char *path, struct error *err)
+{
+    struct json *root = json_parse_file(path, FILE_MAX, err);
+    int rc = root ? 0 : -1;
+
+    if (!rc && (tokenizer_parts_from_json(&tok->parts, root, err) || index_ids(tok, err)))
+        rc = error_prefix(err, "%s", path);
+    json_free(root);
     return rc;
 }
 
-/* Fills `tok` from the parsed tokenizer.json. */
-static int load_parts(struct tokenizer *tok, const struct json *root, struct error *err)
+/* Reads the file of the tokenizer, whichever is there. */
+static int load_file(struct tokenizer *tok, const char *dir, const struct json *config,
+                     struct error *err)
 {
-    if (!json_is(root, JSON_OBJECT))
-        return error_set(err, "it must be an object");
-    if (check_normalizer(json_get(root, "normalizer"), err) ||
-        check_decoder(json_get(root, "decoder"), err))
-        return -1;
-    tok->pre = pretokenizer_load(json_get(root, "pre_tokenizer"), err);
-    if (!tok->pre)
-        return -1;
-    tok->bpe = bpe_load(json_get(root, "model"), err);
-    if (!tok->bpe)
-        return -1;
-    tok->added = added_tokens_load(json_get(root, "added_tokens"), err);
-    if (!tok->added)
-        return -1;
-    return index_ids(tok, err);
+    char *json = path_join(dir, "tokenizer.json");
+    char *tiktoken = path_join(dir, "tiktoken.model"), *tekken = path_join(dir, "tekken.json");
+    int rc;
+
+    if (!file_exists(json) && file_exists(tiktoken))
+        rc =
+            tokenizer_parts_from_tiktoken(&tok->parts, tiktoken, config, err) || index_ids(tok, err)
+                ? -1
+                : 0;
+    else if (!file_exists(json) && file_exists(tekken))
+        rc = tokenizer_parts_from_tekken(&tok->parts, tekken, err) || index_ids(tok, err) ? -1 : 0;
+    else
+        rc = load_json(tok, json, err);
+    free(json);
+    free(tiktoken);
+    free(tekken);
+    return rc;
 }
 
 struct tokenizer *tokenizer_load(const char *dir, struct error *err)
 {
-    char *path = path_join(dir, "tokenizer.json");
+    char *path = path_join(dir, "tokenizer_config.json");
     struct tokenizer *tok = mem_zalloc(1, sizeof(*tok));
-    struct json *root = json_parse_file(path, FILE_MAX, err);
-    int rc = root ? 0 : -1;
+    struct json *config = NULL;
+    int rc = 0;
 
-    if (!rc && load_parts(tok, root, err))
-        rc = error_prefix(err, "%s", path);
+    if (file_exists(path)) {
+        config = json_parse_file(path, FILE_MAX, err);
+        rc = config ? 0 : -1;
+    }
     if (!rc)
-        rc = load_bos(tok, dir, json_get(root, "post_processor"), err);
-    json_free(root);
+        rc = load_file(tok, dir, config, err);
+    if (!rc && set_bos(tok, config, err))
+        rc = error_prefix(err, "%s", dir);
+    json_free(config);
     free(path);
     if (rc) {
+        tokenizer_free(tok);
+        return NULL;
+    }
+    return tok;
+}
+
+struct tokenizer *tokenizer_parse(const char *json, size_t len, struct error *err)
+{
+    struct tokenizer *tok = mem_zalloc(1, sizeof(*tok));
+    struct json *root = json_parse(json, len, err);
+    int rc =
+        root && tokenizer_parts_from_json(&tok->parts, root, err) == 0 ? index_ids(tok, err) : -1;
+
+    json_free(root);
+    if (rc || set_bos(tok, NULL, err)) {
         tokenizer_free(tok);
         return NULL;
     }
@@ -193,9 +188,8 @@ void tokenizer_free(struct tokenizer *tok)
     if (!tok)
         return;
     free(tok->ids);
-    added_tokens_free(tok->added);
-    bpe_free(tok->bpe);
-    pretokenizer_free(tok->pre);
+    buffer_free(&tok->decoded);
+    tokenizer_parts_free(&tok->parts);
     free(tok);
 }
 
@@ -228,7 +222,7 @@ int token_list_push(struct token_list *list, int32_t id)
 
 /* One call of tokenizer_encode. */
 struct encoding {
-    const struct tokenizer *tok;
+    const struct tokenizer_parts *parts;
     struct pattern_scratch *pattern_scratch;
     struct bpe_scratch *bpe_scratch;
     struct token_list *out;
@@ -245,28 +239,66 @@ static int encode_word(void *context, const char *word, size_t len)
 {
     struct encoding *e = context;
 
-    return bpe_encode(e->tok->bpe, e->bpe_scratch, word, len, e->out) ? list_full(e) : 0;
+    return bpe_encode(e->parts->bpe, e->bpe_scratch, word, len, e->out) ? list_full(e) : 0;
+}
+
+/* Whether a match is a marker that has a foreign byte: one that is marked in the text. */
+static bool is_foreign(const struct marked_text *text, const struct added_match *match)
+{
+    size_t len = match->token->match_len;
+
+    if (!text->marks || !added_token_is_marker(match->token))
+        return false;
+    return memchr(text->marks + match->search - len, 1, len) != NULL;
+}
+
+static int encode_text(struct encoding *e, struct marked_text text, bool is_first,
+                       enum added_kind kind);
+
+/* Normalizes a text that has no raw added tokens, and encodes it with those of `kind`. */
+static int encode_normalized(struct encoding *e, struct marked_text text, bool is_first,
+                             enum added_kind kind)
+{
+    struct normalized memory;
+
+    if (normalizer_is_empty(e->parts->normalizer))
+        return encode_text(e, text, is_first, kind);
+    normalized_init(&memory);
+    int rc = normalizer_apply(e->parts->normalizer, e->pattern_scratch, &text, &memory, e->err);
+    if (!rc)
+        rc = encode_text(e, text, is_first, kind);
+    normalized_free(&memory);
+    return rc;
 }
 
 /* Encodes a text in which the added tokens of `kind`, and then of those after it, are recognised.
- */
-static int encode_text(struct encoding *e, const char *text, size_t len, enum added_kind kind)
+ * `is_first`: it is the beginning of the whole text. */
+static int encode_text(struct encoding *e, struct marked_text text, bool is_first,
+                       enum added_kind kind)
 {
     struct added_match match = {0};
     size_t done = 0;
     int found;
 
     do {
-        found =
-            added_tokens_next(e->tok->added, kind, e->pattern_scratch, text, len, &match, e->err);
-        size_t start = found ? match.start : len;
+        found = added_tokens_next(e->parts->added, kind, e->pattern_scratch, text.text, text.len,
+                                  &match, e->err);
+        size_t start = found ? match.start : text.len;
         if (found < 0)
             return -1;
+        if (found && is_foreign(&text, &match)) { /* text like any other */
+            match.search -= match.token->match_len - 1;
+            match.end = done;
+            continue;
+        }
         if (start > done) {
+            struct marked_text part = {text.text + done, text.marks ? text.marks + done : NULL,
+                                       start - done};
+            bool first = is_first && done == 0;
             int rc = kind == ADDED_RAW
-                         ? encode_text(e, text + done, start - done, ADDED_NORMALIZED)
-                         : pretokenizer_split(e->tok->pre, e->pattern_scratch, text + done,
-                                              start - done, encode_word, e, e->err);
+                         ? encode_normalized(e, part, first, ADDED_NORMALIZED)
+                         : pretokenizer_split(e->parts->pre, e->pattern_scratch, part.text,
+                                              part.len, first, encode_word, e, e->err);
             if (rc)
                 return rc;
         }
@@ -277,10 +309,39 @@ static int encode_text(struct encoding *e, const char *text, size_t len, enum ad
     return 0;
 }
 
+/* Encodes a whole text of valid UTF-8, slice by slice. */
+static int encode_slices(const struct tokenizer *tok, struct marked_text text, enum added_kind kind,
+                         struct token_list *out, struct error *err)
+{
+    struct encoding e = {.parts = &tok->parts, .out = out, .err = err};
+    struct tiktoken_slices walk = {.text = text.text, .len = text.len};
+    int rc = 0;
+
+    e.pattern_scratch = pattern_scratch_new();
+    e.bpe_scratch = bpe_scratch_new();
+    for (size_t at = 0, len; !rc && at < text.len; at += len) {
+        len = tok->parts.in_slices ? tiktoken_slice(&walk) : text.len;
+        struct marked_text slice = {text.text + at, text.marks ? text.marks + at : NULL, len};
+        rc = kind == ADDED_RAW ? encode_text(&e, slice, at == 0, kind)
+                               : encode_normalized(&e, slice, at == 0, kind);
+    }
+    bpe_scratch_free(e.bpe_scratch);
+    pattern_scratch_free(e.pattern_scratch);
+    return rc;
+}
+
+int tokenizer_encode_marked(const struct tokenizer *tok, const char *text, size_t len,
+                            const uint8_t *foreign, struct token_list *out, struct error *err)
+{
+    ASSERT(utf8_valid(text, len));
+    if (len > TEXT_MAX)
+        return error_set(err, "the text is longer than %d bytes", (int)TEXT_MAX);
+    return encode_slices(tok, (struct marked_text){text, foreign, len}, ADDED_RAW, out, err);
+}
+
 int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t len,
                      enum encode_mode mode, struct token_list *out, struct error *err)
 {
-    struct encoding e = {tok, NULL, NULL, out, err};
     struct buffer clean;
 
     if (len > TEXT_MAX)
@@ -293,11 +354,8 @@ int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t len,
         text = clean.data;
         len = clean.len;
     }
-    e.pattern_scratch = pattern_scratch_new();
-    e.bpe_scratch = bpe_scratch_new();
-    int rc = encode_text(&e, text, len, mode == ENCODE_TEXT_ONLY ? ADDED_PLAIN : ADDED_RAW);
-    bpe_scratch_free(e.bpe_scratch);
-    pattern_scratch_free(e.pattern_scratch);
+    int rc = encode_slices(tok, (struct marked_text){text, NULL, len},
+                           mode == ENCODE_TEXT_ONLY ? ADDED_PLAIN : ADDED_RAW, out, err);
     buffer_free(&clean);
     return rc;
 }
@@ -312,9 +370,9 @@ int32_t tokenizer_size(const struct tokenizer *tok)
 int32_t tokenizer_id(const struct tokenizer *tok, const char *content)
 {
     size_t len = strlen(content);
-    const struct added_token *added = added_tokens_get(tok->added, content, len);
+    const struct added_token *added = added_tokens_get(tok->parts.added, content, len);
 
-    return added ? added->id : bpe_find(tok->bpe, content, len);
+    return added ? added->id : bpe_find(tok->parts.bpe, content, len);
 }
 
 bool tokenizer_is_special(const struct tokenizer *tok, int32_t id)
@@ -342,6 +400,11 @@ void detokenizer_init(struct detokenizer *detok)
     *detok = (struct detokenizer){0};
 }
 
+void detokenizer_init_whole(struct detokenizer *detok)
+{
+    *detok = (struct detokenizer){.at_start = true};
+}
+
 /* Decodes what is pending, which keeps what is unfinished. Returns how many bytes were used. */
 static size_t flush_pending(struct detokenizer *detok, struct buffer *out)
 {
@@ -352,14 +415,10 @@ static size_t flush_pending(struct detokenizer *detok, struct buffer *out)
     return used;
 }
 
-void detokenizer_push(struct detokenizer *detok, const struct tokenizer *tok, int32_t id,
-                      bool skip_special, struct buffer *out)
+static void push_bytes(struct detokenizer *detok, const char *bytes, size_t len, struct buffer *out)
 {
-    size_t len, old = detok->pending_len;
-    const char *bytes = tokenizer_bytes(tok, id, &len);
+    size_t old = detok->pending_len;
 
-    if (len == 0 || (skip_special && tokenizer_is_special(tok, id)))
-        return;
     ASSERT(old < 4); /* an unfinished character */
     if (old > 0) {
         /* Enough of the new bytes to complete it: then the rest goes on at a whole character. */
@@ -375,6 +434,43 @@ void detokenizer_push(struct detokenizer *detok, const struct tokenizer *tok, in
     size_t used = utf8_replace(bytes, len, false, out);
     detok->pending_len = len - used;
     memcpy(detok->pending, bytes + used, detok->pending_len);
+}
+
+/* Tokens at the start of a text, without the spaces that the decoder leaves out: as many as it says
+ * at the very beginning, or (Metaspace) all those of the first token. */
+static void push_at_start(struct detokenizer *detok, const struct token_decoder *decoder,
+                          const char *bytes, size_t len, struct buffer *out)
+{
+    size_t at = 0;
+
+    detok->at_start = false;
+    if (!decoder->first_has_spaces) {
+        for (size_t i = 0; i < len; i++)
+            if (bytes[i] != ' ')
+                push_bytes(detok, bytes + i, 1, out);
+        return;
+    }
+    while (at < len && bytes[at] == ' ' && detok->stripped < decoder->leading_spaces) {
+        detok->stripped++;
+        at++;
+    }
+    detok->at_start = at == len && detok->stripped < decoder->leading_spaces;
+    if (at < len)
+        push_bytes(detok, bytes + at, len - at, out);
+}
+
+void detokenizer_push(struct detokenizer *detok, const struct tokenizer *tok, int32_t id,
+                      bool skip_special, struct buffer *out)
+{
+    size_t len;
+    const char *bytes = tokenizer_bytes(tok, id, &len);
+
+    if (len == 0 || (skip_special && tokenizer_is_special(tok, id)))
+        return;
+    if (detok->at_start)
+        push_at_start(detok, &tok->parts.decoder, bytes, len, out);
+    else
+        push_bytes(detok, bytes, len, out);
 }
 
 void detokenizer_finish(struct detokenizer *detok, struct buffer *out)

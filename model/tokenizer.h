@@ -1,5 +1,6 @@
-/* Text to token ids and back, from a checkpoint's tokenizer.json: added tokens, split patterns
- * (PCRE2 with JIT), byte-level BPE. Equal to the Python package `tokenizers`, id for id.
+/* Text to token ids and back, from a checkpoint's tokenizer.json, tiktoken.model or tekken.json:
+ * added tokens, split patterns (PCRE2 with JIT), BPE of bytes, or of characters as SentencePiece
+ * has it. Equal to the Python packages `tokenizers`, `tiktoken` and `mistral-common`, id for id.
  *
  * A tokenizer is immutable after it is loaded; one thread may encode while others decode (encode
  * uses scratch memory of its own call). */
@@ -14,9 +15,13 @@
 
 struct tokenizer;
 
-/* Reads `dir`/tokenizer.json. NULL and a sentence naming the file and the part that is wrong or not
- * supported (a model that is not BPE, an unknown pre-tokenizer, ...). */
+/* Reads the first that is there of tokenizer.json, tiktoken.model and tekken.json in `dir`, and
+ * what tokenizer_config.json says. NULL and a sentence naming the file and the part that is wrong
+ * or not supported (a model that is not BPE, an unknown pre-tokenizer, ...). */
 struct tokenizer *tokenizer_load(const char *dir, struct error *err);
+
+/* The same from the text of a tokenizer.json alone. */
+struct tokenizer *tokenizer_parse(const char *json, size_t len, struct error *err);
 void tokenizer_free(struct tokenizer *tok);
 
 /* Number of ids: one past the largest. */
@@ -45,6 +50,11 @@ enum encode_mode {
 int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t len,
                      enum encode_mode mode, struct token_list *out, struct error *err);
 
+/* The same with ENCODE_WITH_SPECIALS, but that no marker is recognised where one of its bytes is
+ * `foreign` (a byte for each of the text, which must be UTF-8; 0: not). */
+int tokenizer_encode_marked(const struct tokenizer *tok, const char *text, size_t len,
+                            const uint8_t *foreign, struct token_list *out, struct error *err);
+
 /* The id of an added token by its content, or else of an ordinary one as the file spells it
  * ("Ġthe"); -1 when there is none. */
 int32_t tokenizer_id(const struct tokenizer *tok, const char *content);
@@ -57,7 +67,7 @@ bool tokenizer_is_special(const struct tokenizer *tok, int32_t id);
 const char *tokenizer_bytes(const struct tokenizer *tok, int32_t id, size_t *len);
 
 /* Whether post-processing puts the bos token in front (tokenizer_config.json's add_bos_token, or
- * else tokenizer.json's post_processor), and which. -1: none. */
+ * else tokenizer.json's post_processor; tekken.json's always), and which. -1: none. */
 int32_t tokenizer_bos(const struct tokenizer *tok);
 
 /* Incremental decoding: bytes come out only as whole characters; bytes that can't become one come
@@ -65,9 +75,16 @@ int32_t tokenizer_bos(const struct tokenizer *tok);
 struct detokenizer {
     char pending[8]; /* bytes of an unfinished character */
     size_t pending_len;
+    bool at_start; /* of a text: nothing has come out */
+    int stripped;  /* spaces left out there */
 };
 
+/* For tokens that follow others, such as generated ones. */
 void detokenizer_init(struct detokenizer *detok);
+
+/* For the tokens of a whole text. Tokenizers of SentencePiece's kind put a space in front when they
+ * encode, which they leave out again. */
+void detokenizer_init_whole(struct detokenizer *detok);
 
 /* Appends to `out` the text that token `id` completes. Special tokens give nothing when
  * `skip_special`. */

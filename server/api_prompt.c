@@ -349,7 +349,7 @@ static char *decode_ids(const struct engine_model *model, const struct token_lis
     struct detokenizer detok;
     struct buffer text;
 
-    detokenizer_init(&detok);
+    detokenizer_init_whole(&detok);
     buffer_init(&text, 1u << 31);
     buffer_append_str(&text, "");
     for (size_t i = 0; i < tokens->len; i++)

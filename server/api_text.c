@@ -99,7 +99,7 @@ int api_detokenize(const struct api_service *service, const struct json *body, s
         return -1;
     if (!json_is(tokens, JSON_ARRAY))
         return api_fault_set(fault, 400, "tokens", "'tokens' must be a list of token ids.");
-    detokenizer_init(&detok);
+    detokenizer_init_whole(&detok);
     buffer_init(&text, TEXT_MAX);
     buffer_append_str(&text, "");
     for (const struct json *v = json_first(tokens); v; v = json_next(v)) {

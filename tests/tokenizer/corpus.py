@@ -1,4 +1,4 @@
-"""Texts that tokenizers disagree about, made deterministically: 3 MB in thousands of documents."""
+"""Texts that tokenizers disagree about, made deterministically: 5 MB in thousands of documents."""
 
 import random
 import unicodedata
@@ -96,7 +96,7 @@ def every_character() -> list[bytes]:
     return made
 
 
-def documents(seed: int = 1, count: int = 2500) -> list[bytes]:
+def documents(seed: int = 1, count: int = 5000) -> list[bytes]:
     rng = random.Random(seed)
     made = [b"", b" ", b"\n", b"\x00", b"a" * 20000, b" " * 2000 + b"1", "é".encode() * 5000]
     while len(made) < count:

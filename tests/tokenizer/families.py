@@ -1,14 +1,27 @@
-"""Tokenizers to compare with: one for each way that models of the supported families split a text.
+"""Tokenizers to compare with: one for each way that models of the supported families split a text,
+in each kind of file that they ship.
 
-Each is trained here, in seconds, by the package `tokenizers` itself; what matters is how texts are
-split and merged, not how well.
+Each is trained here, in seconds, by the packages `tokenizers` and `sentencepiece` themselves; what
+matters is how texts are split and merged, not how well.
 """
 
+import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+import sentencepiece
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 MARKERS = [
     "<｜begin▁of▁sentence｜>",
@@ -45,10 +58,18 @@ GLM_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 KIMI_WORDS = (
-    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
-    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"[\p{Han}]+"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}&&[^\p{{Han}}]]*[{LOWER}&&[^\p{{Han}}]]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}&&[^\p{{Han}}]]+[{LOWER}&&[^\p{{Han}}]]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN_WORDS = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -82,6 +103,10 @@ def glm() -> list:
 
 def kimi() -> list:
     return [split(KIMI_WORDS), byte_level()]
+
+
+def tekken() -> list:
+    return [split(TEKKEN_WORDS), byte_level()]
 
 
 def gpt2() -> list:
@@ -178,27 +203,199 @@ FAMILIES: dict[str, tuple[Callable[[], list], Callable[[dict], dict]]] = {
     "deepseek-v2": (deepseek_v2, unchanged),
     "glm": (glm, with_ignore_merges),
     "kimi": (kimi, unchanged),
+    "mistral": (tekken, unchanged),
     "gpt2": (gpt2, unchanged),
     "behaviors": (all_behaviors, unchanged),
     "partial-alphabet": (deepseek_v3, unchanged),
     "flags": (glm, unchanged),
 }
 
+# Kinds of files other than byte-level tokenizer.json.
+TIKTOKEN = ["kimi-tiktoken"]
+TEKKEN = ["tekken", "tekken-v3"]
+CHARACTERS = ["minicpm3", "metaspace-first", "metaspace-split", "unknown", "characters-flags"]
+SENTENCEPIECE = ["sentencepiece"]
+OTHERS = TIKTOKEN + TEKKEN + CHARACTERS + SENTENCEPIECE
+
 # Those that lose no bytes of a text.
-LOSSLESS = {"deepseek-v3", "deepseek-v3-strings", "deepseek-v2", "glm", "kimi"}
+LOSSLESS = {
+    *("deepseek-v3", "deepseek-v3-strings", "deepseek-v2", "glm", "kimi", "mistral"),
+    *TIKTOKEN,
+    *TEKKEN,
+}
 
 # Those for which a part of the corpus is enough, or all of it would take long.
 BRIEF = {"deepseek-v3-strings", "behaviors", "partial-alphabet"}
 
 
+# ---- tiktoken.model and tekken.json ----
+
+KIMI_NAMES = "[BOS] [EOS] <|im_end|> <|im_user|> <|tool_call_begin|> <think> </think>".split()
+TEKKEN_NAMES = "<unk> <s> </s> [INST] [/INST] [TOOL_CALLS] [THINK]".split()
+
+
+def ranked(tokenizer: Tokenizer) -> list[bytes]:
+    """The tokens of a byte-level BPE as ranks: first the bytes, then the tokens in their order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(256 + i): byte for i, byte in enumerate(rest)}
+    spellings = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda i: i[1])
+    tokens = [bytes(byte_of[c] for c in s) for s, _ in spellings if all(c in byte_of for c in s)]
+    return [bytes([i]) for i in range(256)] + [token for token in tokens if len(token) > 1]
+
+
+def make_tiktoken(texts: list[str], target: Path) -> None:
+    tokens = ranked(train([split(KIMI_WORDS), byte_level()], texts))
+    lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens))
+    (target / "tiktoken.model").write_text("".join(lines))
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    added = {
+        str(len(tokens) + i): {"content": name, **flags, "special": "tool" not in name}
+        for i, name in enumerate(KIMI_NAMES)
+    }
+    config = {"tokenizer_class": "TikTokenTokenizer", "added_tokens_decoder": added}
+    (target / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def make_tekken(texts: list[str], target: Path, version: str) -> None:
+    tokens = ranked(train([split(TEKKEN_WORDS), byte_level()], texts))
+    spec = {
+        "config": {
+            "pattern": TEKKEN_WORDS,
+            "num_vocab_tokens": len(tokens),
+            "default_vocab_size": len(tokens) - 100 + 64,  # the last 100 are left out
+            "default_num_special_tokens": 64,
+            "version": version,
+        },
+        "vocab": [
+            {
+                "rank": i,
+                "token_bytes": base64.b64encode(token).decode(),
+                "token_str": token.decode("utf-8", "replace") if b"\xff" not in token else None,
+            }
+            for i, token in enumerate(tokens)
+        ],
+    }
+    if version != "v3":
+        spec["special_tokens"] = [
+            {"rank": i, "token_str": name, "is_control": True}
+            for i, name in enumerate(TEKKEN_NAMES)
+        ]
+    (target / "tekken.json").write_text(json.dumps(spec))
+
+
+# ---- SentencePiece's kind of tokenizer.json ----
+
+PIECES = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def spaces_as_text() -> normalizers.Normalizer:
+    return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+
+
+def llama_decoder() -> decoders.Decoder:
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+
+
+def train_characters(name: str, texts: list[str]) -> Tokenizer:
+    fallback = name != "unknown"
+    tokenizer = Tokenizer(
+        models.BPE(unk_token="<unk>", fuse_unk=name != "metaspace-split", byte_fallback=fallback)
+    )
+    tokenizer.decoder = llama_decoder()
+    if name in ("minicpm3", "unknown", "characters-flags"):
+        tokenizer.normalizer = spaces_as_text()
+    else:
+        metaspace = {"prepend_scheme": name.removeprefix("metaspace-"), "split": False}
+        if name == "metaspace-split":
+            metaspace = {"prepend_scheme": "always", "split": True}
+            tokenizer.decoder = decoders.Sequence(
+                [decoders.ByteFallback(), decoders.Metaspace("▁", "always", True), decoders.Fuse()]
+            )
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", **metaspace)
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000,
+        special_tokens=PIECES + (BYTES if fallback else []),
+        limit_alphabet=200,
+        max_token_length=16,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((word for t in texts for word in t.split("\n")), trainer)
+    return tokenizer
+
+
+def with_plain_bytes(spec: dict) -> dict:
+    """The trainer can add byte tokens only as special ones; in models they are ordinary."""
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["content"].startswith("<0x")]
+    return spec
+
+
+def make_sentencepiece(texts: list[str], target: Path) -> None:
+    """A SentencePiece model, and the tokenizer.json that its conversion gives."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in texts for line in text.split("\n")),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=1300,
+        byte_fallback=True,
+        character_coverage=0.98,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (target / "tokenizer.model").write_bytes(model.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    vocab = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
+    merges = []
+    for piece, i in vocab.items():
+        cuts = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
+        cuts = [(left, right) for left, right in cuts if left in vocab and right in vocab]
+        merges += [(-pieces.get_score(i), vocab[a], vocab[b], (a, b)) for a, b in cuts]
+    merges = [merge[3] for merge in sorted(merges)]
+    bpe = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = spaces_as_text()
+    tokenizer.decoder = llama_decoder()
+    tokenizer.save(str(target / "tokenizer.json"))
+
+
+def make_characters(name: str, texts: list[str], target: Path) -> None:
+    tokenizer = train_characters(name, texts)
+    tokenizer.add_tokens([AddedToken(m, normalized=False) for m in MARKERS])
+    if name == "characters-flags":
+        add_flagged_tokens(tokenizer)
+    spec = with_plain_bytes(json.loads(tokenizer.to_str()))
+    (target / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+
+
+# ---- all ----
+
+
 def make(name: str, texts: list[str], folder: Path) -> Path:
-    """Trains the family `name` and writes its tokenizer.json in `folder`/`name`."""
+    """Trains the family `name` and writes its files in `folder`/`name`."""
+    target = folder / name
+    target.mkdir()
+    if name in TIKTOKEN:
+        make_tiktoken(texts, target)
+    elif name in TEKKEN:
+        make_tekken(texts, target, "v3" if name.endswith("v3") else "v13")
+    elif name in SENTENCEPIECE:
+        make_sentencepiece(texts, target)
+    elif name in CHARACTERS:
+        make_characters(name, texts, target)
+    else:
+        make_byte_level(name, texts, target)
+    return target
+
+
+def make_byte_level(name: str, texts: list[str], target: Path) -> None:
     steps, change = FAMILIES[name]
     tokenizer = train(steps(), texts, whole_alphabet=name != "partial-alphabet")
     if name == "flags":
         add_flagged_tokens(tokenizer)
-    target = folder / name
-    target.mkdir()
     spec = change(json.loads(tokenizer.to_str()))
     (target / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
-    return target

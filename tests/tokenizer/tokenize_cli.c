@@ -58,7 +58,7 @@ static void write_text(const struct tokenizer *tok, const int32_t *ids, size_t c
     struct buffer text;
 
     buffer_init(&text, FRAME_MAX);
-    detokenizer_init(&detok);
+    detokenizer_init_whole(&detok);
     for (size_t i = 0; i < count; i++)
         detokenizer_push(&detok, tok, ids[i], false, &text);
     detokenizer_finish(&detok, &text);

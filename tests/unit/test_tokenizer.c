@@ -339,6 +339,291 @@ START_TEST(test_characters_that_break_off_are_replaced)
 }
 END_TEST
 
+/* ---- vocabularies of characters ---- */
+
+#define PREPEND "{\"type\":\"Prepend\",\"prepend\":\"\u2581\"}"
+#define SPACES  "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}"
+#define LLAMA_DECODER                                                                              \
+    "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"          \
+    "\"\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"              \
+    "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}"
+#define METASPACE(scheme, split)                                                                   \
+    "{\"type\":\"Metaspace\",\"replacement\":\"\u2581\",\"prepend_scheme\":\"" scheme              \
+    "\",\"split\":" split "}"
+
+static const struct parts characters = {
+    .added = "[" MARKER(30, "<x>") "," TOKEN(31, "ab", "\"normalized\":true,\"special\":false") "]",
+    .normalizer = "{\"type\":\"Sequence\",\"normalizers\":[" PREPEND "," SPACES "]}",
+    .pre = "null",
+    .post = "null",
+    .decoder = LLAMA_DECODER,
+    .model = "{\"type\":\"BPE\",\"unk_token\":\"?\",\"fuse_unk\":true,\"byte_fallback\":true,"
+             "\"vocab\":{\"?\":0,\"\u2581\":1,\"a\":2,\"b\":3,\"\u2581a\":4,\"<0xC3>\":5,"
+             "\"<0xB8>\":6,\"aa\":7,\"\u00e9\":8,\"<0x0A>\":9},"
+             "\"merges\":[\"\u2581 a\",\"a a\"]}",
+};
+
+START_TEST(test_missing_characters_become_bytes_or_unknown)
+{
+    struct tokenizer *tok = must_load(characters);
+
+    ck_assert_str_eq(encode(tok, "a\u00f8\u00e9"), "4 5 6 8");
+    ck_assert_str_eq(encode(tok, "\n"), "1 9");
+    ck_assert_str_eq(encode(tok, "xyzb"), "1 0 3"); /* no bytes for these: one for all */
+    ck_assert_str_eq(encode(tok, "xb"), "1 0 3");
+    tokenizer_free(tok);
+
+    struct parts p = characters;
+    p.model = "{\"type\":\"BPE\",\"vocab\":{\"\u2581\":1,\"b\":3},\"merges\":[]}";
+    p.added = "[]";
+    tok = must_load(p);
+    ck_assert_str_eq(encode(tok, "xb"), "1 3"); /* nothing stands in */
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_prepend_comes_after_each_marker)
+{
+    struct tokenizer *tok = must_load(characters);
+
+    ck_assert_str_eq(encode(tok, "b<x>b b"), "1 3 30 1 3 1 3");
+    ck_assert_str_eq(encode(tok, "b ab"), "1 3 31"); /* its content is normalized too */
+    ck_assert_str_eq(encode(tok, "bab"), "1 3 2 3");
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_metaspace_prefixes_by_its_scheme)
+{
+    static const struct {
+        const char *pre, *ids;
+    } cases[] = {
+        {METASPACE("first", "false"), "4 30 2 4"},
+        {METASPACE("always", "true"), "4 30 4 4"},
+        {METASPACE("never", "false"), "2 30 2 4"},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct parts p = characters;
+        p.normalizer = "null";
+        p.pre = cases[i].pre;
+        struct tokenizer *tok = must_load(p);
+        ck_assert_str_eq(encode(tok, "a<x>a a"), cases[i].ids);
+        ck_assert_str_eq(encode(tok, " a"), "4"); /* never a second one */
+        tokenizer_free(tok);
+    }
+}
+END_TEST
+
+/* The text of some tokens, of a whole text or of what follows another. */
+static const char *decode(const struct tokenizer *tok, const int32_t *ids, size_t n, bool whole)
+{
+    static char written[100];
+    struct detokenizer detok;
+    struct buffer out;
+
+    buffer_init(&out, sizeof(written) - 1);
+    buffer_append_str(&out, "");
+    (whole ? detokenizer_init_whole : detokenizer_init)(&detok);
+    for (size_t i = 0; i < n; i++)
+        detokenizer_push(&detok, tok, ids[i], true, &out);
+    detokenizer_finish(&detok, &out);
+    memcpy(written, out.data, out.len + 1);
+    buffer_free(&out);
+    return written;
+}
+
+START_TEST(test_the_space_in_front_of_a_whole_text_is_left_out)
+{
+    static const int32_t ids[] = {30, 4, 4, 5, 6, 5, 2};
+    struct tokenizer *tok = must_load(characters);
+    size_t len;
+
+    ck_assert_str_eq(decode(tok, ids, 7, true), "a a\u00f8\uFFFDa");
+    ck_assert_str_eq(decode(tok, ids, 7, false), " a a\u00f8\uFFFDa");
+    ck_assert_mem_eq(tokenizer_bytes(tok, 9, &len), "\n", 1);
+    ck_assert_int_eq(len, 1);
+    tokenizer_free(tok);
+}
+END_TEST
+
+/* A marker in text that a user wrote is text, also where a normalizer makes another text of it. */
+START_TEST(test_foreign_markers_stay_text_after_normalization)
+{
+    static const char text[] = "ab ab<x>";
+    static const uint8_t foreign[] = {0, 0, 0, 1, 1, 1, 1, 1};
+    struct parts p = characters;
+    p.added = "[" MARKER(30, "<x>") "," TOKEN(31, "ab", "\"normalized\":true,\"special\":true") "]";
+    struct tokenizer *tok = must_load(p);
+    struct token_list ids;
+    struct error err;
+
+    token_list_init(&ids, 100);
+    ck_assert_int_eq(tokenizer_encode_marked(tok, text, sizeof(text) - 1, foreign, &ids, &err), 0);
+    static const int32_t expected[] = {31, 4, 3, 0};
+    ck_assert_int_eq(ids.len, 4);
+    ck_assert_mem_eq(ids.ids, expected, sizeof(expected));
+    token_list_free(&ids);
+    tokenizer_free(tok);
+}
+END_TEST
+
+/* ---- tiktoken.model and tekken.json ---- */
+
+/* The tokens of all bytes in base64, and "ab" with the rank 256 and "abc" with 257. */
+static void write_ranks(struct buffer *out, const char *format)
+{
+    static const char alphabet[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+    for (int byte = 0; byte < 256; byte++) {
+        char text[] = {alphabet[byte >> 2], alphabet[(byte & 3) << 4], '=', '=', '\0'};
+        buffer_printf(out, format, text, byte);
+    }
+    buffer_printf(out, format, "YWI=", 256);
+    buffer_printf(out, format, "YWJj", 257);
+}
+
+/* Loads a folder with this file, and a tokenizer_config.json when there is one. */
+static struct tokenizer *load_named(const char *name, const char *text, const char *config,
+                                    struct error *err)
+{
+    char dir[FOLDER_PATH_BYTES];
+
+    folder_make(dir);
+    folder_write_text(dir, name, text);
+    if (config)
+        folder_write_text(dir, "tokenizer_config.json", config);
+    struct tokenizer *tok = tokenizer_load(dir, err);
+    folder_remove(dir);
+    return tok;
+}
+
+START_TEST(test_tiktoken_model)
+{
+    struct buffer text;
+    struct error err = {""};
+
+    buffer_init(&text, 1 << 16);
+    write_ranks(&text, "%s %d\n");
+    struct tokenizer *tok =
+        load_named("tiktoken.model", text.data,
+                   "{\"tokenizer_class\":\"TikTokenTokenizer\",\"added_tokens_decoder\":{"
+                   "\"258\":{\"content\":\"[BOS]\",\"special\":true},"
+                   "\"259\":{\"content\":\"<|tool|>\",\"special\":false}}}",
+                   &err);
+    buffer_free(&text);
+    ck_assert_msg(tok != NULL, "%s", err.message);
+    ck_assert_str_eq(encode(tok, "abcab aB"), "257 256 32 97 66");
+    ck_assert_str_eq(encode(tok, "[BOS]<|tool|><|reserved_token_260|>"), "258 259 260");
+    ck_assert_str_eq(ids_of(tok, "[BOS]", 5, ENCODE_TEXT_ONLY), "91 66 79 83 93");
+    ck_assert_int_eq(tokenizer_size(tok), 258 + 256);
+    ck_assert(tokenizer_is_special(tok, 258) && !tokenizer_is_special(tok, 259));
+    ck_assert_int_eq(tokenizer_bos(tok), -1);
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_tiktoken_cuts_long_runs)
+{
+    enum { RUN = 25000 };
+    struct buffer text;
+    struct token_list ids;
+    struct error err = {""};
+    char *run = mem_alloc(RUN + 1);
+
+    buffer_init(&text, 1 << 16);
+    write_ranks(&text, "%s %d\n");
+    struct tokenizer *tok = load_named("tiktoken.model", text.data, NULL, &err);
+    buffer_free(&text);
+    ck_assert_msg(tok != NULL, "%s", err.message);
+    memset(run, 'x', RUN + 1);
+    memcpy(run + RUN - 1, "ab", 2); /* the cut goes through it */
+    token_list_init(&ids, 2 * RUN);
+    ck_assert_int_eq(tokenizer_encode(tok, run, RUN + 1, ENCODE_TEXT_ONLY, &ids, &err), 0);
+    ck_assert_int_eq(ids.len, RUN + 1);
+    run[0] = ' '; /* another run */
+    ids.len = 0;
+    ck_assert_int_eq(tokenizer_encode(tok, run, RUN + 1, ENCODE_TEXT_ONLY, &ids, &err), 0);
+    ck_assert_int_eq(ids.ids[ids.len - 1], 256);
+    token_list_free(&ids);
+    free(run);
+    tokenizer_free(tok);
+}
+END_TEST
+
+#define TEKKEN_CONFIG(size)                                                                        \
+    "\"config\":{\"pattern\":\"[a-z]+|[^a-z]+\",\"default_vocab_size\":" size                      \
+    ",\"default_num_special_tokens\":3,\"version\":\"v13\"},"
+
+static struct tokenizer *load_tekken(const char *head, const char *tail, struct error *err)
+{
+    struct buffer text;
+
+    buffer_init(&text, 1 << 16);
+    buffer_printf(&text, "{%s\"vocab\":[", head);
+    write_ranks(&text, "{\"token_bytes\":\"%s\",\"rank\":%d,\"token_str\":\"\\u0000\\\\u0000\"},");
+    buffer_printf(&text, "{\"token_bytes\":\"QUI=\",\"rank\":258,\"token_str\":null}]%s}", tail);
+    struct tokenizer *tok = load_named("tekken.json", text.data, NULL, err);
+    buffer_free(&text);
+    return tok;
+}
+
+START_TEST(test_tekken)
+{
+    struct error err = {""};
+    struct tokenizer *tok =
+        load_tekken(TEKKEN_CONFIG("261"),
+                    ",\"special_tokens\":[{\"rank\":0,\"token_str\":\"<unk>\",\"is_control\":true},"
+                    "{\"rank\":1,\"token_str\":\"<s>\",\"is_control\":true}]",
+                    &err);
+
+    ck_assert_msg(tok != NULL, "%s", err.message);
+    ck_assert_str_eq(encode(tok, "abcAB"), "260 68 69"); /* "AB" is past the size */
+    ck_assert_str_eq(encode(tok, "<s><SPECIAL_2>ab"), "1 2 259");
+    ck_assert_str_eq(ids_of(tok, "<s>", 3, ENCODE_TEXT_ONLY), "63 118 65");
+    ck_assert_int_eq(tokenizer_bos(tok), 1);
+    ck_assert_int_eq(tokenizer_size(tok), 261);
+    tokenizer_free(tok);
+    tok = load_tekken(TEKKEN_CONFIG("262"), "", &err);
+    ck_assert_msg(tok != NULL, "%s", err.message);
+    ck_assert_str_eq(encode(tok, "AB</s>"), "261 2"); /* an old file's special tokens */
+    tokenizer_free(tok);
+}
+END_TEST
+
+START_TEST(test_broken_ranks_are_refused)
+{
+    static const struct {
+        const char *name, *text, *config, *reason;
+    } cases[] = {
+        {"tiktoken.model", "YQ== 0\n", NULL, "no token for the byte 0x00"},
+        {"tiktoken.model", "YQ==\n", NULL, "line 1 is not"},
+        {"tiktoken.model", "YQ== 0\nYg==  1\nY 2\n", NULL, "line 3 is not"},
+        {"tiktoken.model", "YQ== 0 1\n", NULL, "line 1 is not"},
+        {"tiktoken.model", "YQ== 0\nYQ== 1\n", NULL, "twice"},
+        {"tiktoken.model", "= 0\n", NULL, "line 1 is not"},
+        {"tiktoken.model", " 0\n", NULL, "must have 1 to"},
+        {"tiktoken.model", "", NULL, "no token for the byte"},
+        {"tiktoken.model", "YQ== 0\n", "{\"tokenizer_class\":\"Qwen\"}", "tokenizer_class Qwen"},
+        {"tekken.json", "{}", NULL, "it must have a \"vocab\""},
+        {"tekken.json", "[", NULL, "tekken.json"},
+        {"tekken.json", "{" TEKKEN_CONFIG("3") "\"vocab\":[]}", NULL, "\"default_vocab_size\""},
+    };
+    struct error err = {""};
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        ck_assert_ptr_null(load_named(cases[i].name, cases[i].text, cases[i].config, &err));
+        ck_assert_msg(strstr(err.message, cases[i].name) != NULL, "%s", err.message);
+        ck_assert_msg(strstr(err.message, cases[i].reason) != NULL, "%s", err.message);
+    }
+    ck_assert_ptr_null(load_tekken(TEKKEN_CONFIG("300"), "", &err));
+    ck_assert_ptr_null(
+        load_tekken(TEKKEN_CONFIG("261"), ",\"special_tokens\":[{\"rank\":1}]", &err));
+    ck_assert_msg(strstr(err.message, "special_tokens: number 0") != NULL, "%s", err.message);
+}
+END_TEST
+
 static int32_t bos_with(const char *config, const char *post)
 {
     struct parts p = good;
@@ -386,12 +671,20 @@ START_TEST(test_unsupported_parts_are_named)
     } cases[] = {
         {{.normalizer = "{\"type\":\"NFC\"}"}, "the normalizer NFC"},
         {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\"}]}"},
-         "the normalizer Prepend"},
-        {{.decoder = "null"}, "decoder ByteLevel"},
-        {{.pre = "null"}, "pre_tokenizer: "},
-        {{.pre = SEQUENCE(SPLIT("a"))}, "no ByteLevel step"},
+         "Prepend: what to put in"},
+        {{.normalizer = "{\"type\":\"Replace\",\"content\":\"\"}"}, "Replace: \"pattern\" must be"},
+        {{.normalizer = "{\"type\":\"Sequence\"}"}, "\"normalizers\" must be an array"},
+        {{.decoder = "null"}, "decoder: a step must be"},
+        {{.decoder = "{\"type\":\"WordPiece\"}"}, "the step WordPiece"},
+        {{.decoder = "{\"type\":\"Fuse\"}"}, "the pre_tokenizer has a ByteLevel step"},
+        {{.decoder = "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}"}, "Strip"},
+        {{.pre = "null"}, "the decoder has a ByteLevel step"},
+        {{.pre = SEQUENCE(SPLIT("a"))}, "the decoder has a ByteLevel step"},
         {{.pre = SEQUENCE(BYTE_LEVEL "," SPLIT("a"))}, "ByteLevel must be the last step"},
-        {{.pre = "{\"type\":\"Metaspace\"}"}, "the step Metaspace"},
+        {{.pre = "{\"type\":\"Whitespace\"}"}, "the step Whitespace"},
+        {{.pre = "{\"type\":\"Metaspace\",\"replacement\":\"ab\"}"}, "one character"},
+        {{.pre = "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"odd\"}"},
+         "prepend_scheme \"odd\""},
         {{.pre = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Odd\"}"},
          "the behavior \"Odd\""},
         {{.pre = SEQUENCE(SPLIT("a(") "," BYTE_LEVEL)}, "malformed"},
@@ -521,6 +814,15 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_ids_and_bytes);
     tcase_add_test(tcase, test_characters_come_out_whole);
     tcase_add_test(tcase, test_characters_that_break_off_are_replaced);
+    tcase_add_test(tcase, test_missing_characters_become_bytes_or_unknown);
+    tcase_add_test(tcase, test_prepend_comes_after_each_marker);
+    tcase_add_test(tcase, test_metaspace_prefixes_by_its_scheme);
+    tcase_add_test(tcase, test_the_space_in_front_of_a_whole_text_is_left_out);
+    tcase_add_test(tcase, test_foreign_markers_stay_text_after_normalization);
+    tcase_add_test(tcase, test_tiktoken_model);
+    tcase_add_test(tcase, test_tiktoken_cuts_long_runs);
+    tcase_add_test(tcase, test_tekken);
+    tcase_add_test(tcase, test_broken_ranks_are_refused);
     tcase_add_test(tcase, test_bos);
     tcase_add_test(tcase, test_unsupported_parts_are_named);
     tcase_add_test(tcase, test_broken_files_are_refused);
