@@ -3,7 +3,7 @@
 import json
 
 import conversations
-from test_differential import rendered
+from test_templates import rendered
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 TOOLS = """## Tools
