@@ -4,8 +4,8 @@
  *
  * DIR has a tokenizer.json. A case is a line of JSON,
  *
- *   {"kind": "schema" | "regex" | "choice" | "ebnf" | "object", "source": ..., "seeds": [1, 2,
- * ...], "steps": 200, "tries": ["text", ...]}
+ *   {"kind": "schema" | "regex" | "choice" | "calls" | "ebnf" | "object", "source": ...,
+ *    "seeds": [1, 2, ...], "steps": 200, "tries": ["text", ...]}
  *
  * where `source` is a string, or for schemas and choices any JSON. The answer is a line as well:
  * {"error":
@@ -140,7 +140,11 @@ static bool fits(struct session *s, struct grammar *g, const char *text)
 
 static struct grammar *compile(struct session *s, const struct json *request, struct error *err)
 {
-    static const char *const kinds[] = {"object", "schema", "regex", "choice", "ebnf"};
+    static const char *const kinds[] = {
+        [GRAMMAR_JSON_OBJECT] = "object", [GRAMMAR_JSON_SCHEMA] = "schema",
+        [GRAMMAR_REGEX] = "regex",        [GRAMMAR_CHOICE] = "choice",
+        [GRAMMAR_CALLS] = "calls",        [GRAMMAR_EBNF] = "ebnf",
+    };
     const struct json *source = json_get(request, "source");
     const char *name = json_string(json_get(request, "kind"));
     enum grammar_kind kind = GRAMMAR_JSON_OBJECT;
