@@ -41,9 +41,9 @@ static int prefers_small(const struct mla_decode_args *a)
 
     if (!mla_small_serves(a))
         return 0;
-    if (a->batch_invariant) /* by what is the same for every batch; its workspace grows with heads
-                             */
-        return a->heads <= MEDIUM_ROWS;
+    /* By what is the same for every batch; the small kernel's workspace grows with the heads. */
+    if (a->batch_invariant)
+        return !mla_wide_serves(a) && a->heads <= MEDIUM_ROWS;
     if (!mla_wide_serves(a))
         return 1;
     return rows <= SMALL_ROWS || (rows <= MEDIUM_ROWS && a->seqs.n_seqs >= MANY_SEQS);

@@ -1,5 +1,5 @@
-/* The matrix products of ptx.cuh for each width N; written by a script, since each names its N / 2
- * accumulators one by one. */
+/* The matrix products of ptx.cuh for each width N. Written by scripts/make_wgmma.py,
+ * since each names its N / 2 accumulators one by one. */
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"

@@ -156,11 +156,6 @@ static void check_graph(int heads)
         printf("FAIL graph: H %d\n", heads);
 }
 
-static void check_all(const char *name, launch_fn launch, const mla_case &c, uint64_t seed)
-{
-    check(name, launch, c, seed);
-}
-
 int main(int argc, char **argv)
 {
     bool quick = argc > 1 && !strcmp(argv[1], "quick");
@@ -188,10 +183,9 @@ int main(int argc, char **argv)
                         for (int v = 0; v < 4; v++) {
                             if ((size_t)b * q * kv * h > 64u * 4 * 4096 * 16 && v != 1)
                                 continue;
-                            check_all(
-                                "decode", decode,
-                                {b, q, kv, h, (v & 1) != 0, (v & 2) == 0, (bool)fp8, false, 0, 0},
-                                seed++);
+                            check("decode", decode,
+                                  {b, q, kv, h, (v & 1) != 0, (v & 2) == 0, (bool)fp8, false, 0, 0},
+                                  seed++);
                         }
     for (int fp8 = 0; fp8 < 2; fp8++) {
         for (int kv : {0, 1, 63, 64, 65, 127, 100000})
