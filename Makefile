@@ -87,7 +87,8 @@ $(BUILD)/gpu/%: tests/gpu/%.cu $(GPU_LIBRARY)
 
 # The whole model on the GPU. Of the libraries it needs cJSON alone.
 GPU_MODEL = $(filter $(BUILD)/obj/base/% $(BUILD)/obj/kernels/%,$(OBJECTS)) $(patsubst \
-	%,$(BUILD)/obj/model/%.o,config dequant keys model rope safetensors weight_list weights)
+	%,$(BUILD)/obj/model/%.o,config config_indexer config_rope dequant family keys model rope \
+	safetensors weight_list weight_names weights)
 $(BUILD)/gpu/test_model: tests/gpu/test_model.c $(GPU_MODEL)
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $< $(GPU_MODEL) \

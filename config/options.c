@@ -309,8 +309,23 @@ static const struct {
     {"OTEL_SERVICE_NAME", "otlp-service-name", NULL},
 };
 
+/* A group of hosts, as LeaderWorkerSet makes them, is not to run one copy each unnoticed. */
+static int check_hosts(struct error *err)
+{
+    const char *size = getenv("LWS_GROUP_SIZE");
+
+    if (!size || strcmp(size, "1") == 0)
+        return 0;
+    return error_set(err,
+                     "LWS_GROUP_SIZE is %s, and one model over several hosts is not supported: "
+                     "give the LeaderWorkerSet a size of 1",
+                     size);
+}
+
 static int load_platform(struct options *options, struct error *err)
 {
+    if (check_hosts(err))
+        return -1;
     for (size_t i = 0; i < sizeof(platform) / sizeof(platform[0]); i++) {
         const char *value = getenv(platform[i].variable);
         if (value && platform[i].value)

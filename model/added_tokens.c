@@ -346,7 +346,8 @@ static size_t character_before(const char *text, size_t at)
     return at;
 }
 
-/* Takes in the white space that the token asks for, but none of the match before. */
+/* Takes in the white space that the token asks for, but none of the match before. Matches in one
+ * run of white space all end with it: it is walked through once. */
 static void take_space(const char *text, size_t len, size_t floor, struct added_match *match)
 {
     uint32_t c = 0;
@@ -358,12 +359,18 @@ static void take_space(const char *text, size_t len, size_t floor, struct added_
             break;
         match->start = before;
     }
-    while (match->token->rstrip && match->end < len) {
-        int size = utf8_decode(text + match->end, len - match->end, &c);
-        if (!is_space(c))
-            break;
-        match->end += (size_t)size;
+    if (!match->token->rstrip)
+        return;
+    if (match->end < match->space || match->end > match->space_end) {
+        match->space = match->space_end = match->end;
+        while (match->space_end < len) {
+            int size = utf8_decode(text + match->space_end, len - match->space_end, &c);
+            if (!is_space(c))
+                break;
+            match->space_end += (size_t)size;
+        }
     }
+    match->end = match->space_end;
 }
 
 /* Whether a match stands apart from word characters: 1, 0, or -1 with a message. */
@@ -406,7 +413,9 @@ int added_tokens_next(const struct added_tokens *added, enum added_kind kind,
             if (!alone)
                 continue;
         }
-        *match = (struct added_match){.start = start, .end = at, .token = token, .search = at};
+        match->token = token;
+        match->start = start;
+        match->end = match->search = at;
         take_space(text, len, floor, match);
         return 1;
     }

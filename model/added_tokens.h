@@ -63,7 +63,8 @@ const struct added_token *added_tokens_get(const struct added_tokens *added, con
 struct added_match {
     size_t start, end; /* of the match in the text, with the white space it takes */
     const struct added_token *token;
-    size_t search; /* where the search goes on */
+    size_t search;           /* where the search goes on */
+    size_t space, space_end; /* white space that was seen behind a match */
 };
 
 /* Moves to the next match. The text before it goes from the previous `end` to `start`. Returns 1, 0

@@ -5,6 +5,7 @@
 #include "base/panic.h"
 #include "base/utf8.h"
 #include "model/grammar_automaton.h"
+#include "model/grammar_calls.h"
 #include "model/grammar_ebnf.h"
 #include "model/grammar_json.h"
 #include "model/grammar_regex.h"
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_CHOICES = 16384, MAX_CALLS = 128 };
+enum { MAX_CHOICES = 16384 };
 
 struct grammar {
     pthread_mutex_t lock; /* of all below */
@@ -53,31 +54,9 @@ static uint32_t compile_choices(struct rules *rules, const struct json *list)
     return node;
 }
 
-/* One of the calls: its name as the model writes it, the separator, and the arguments. */
-static uint32_t compile_calls(struct rules *rules, const struct json *list)
-{
-    uint32_t calls[MAX_CALLS];
-    size_t count = 0;
-
-    if (!json_is(list, JSON_ARRAY) || !json_first(list) || json_count(list) > MAX_CALLS)
-        return rules_fail(rules, "it must be an array of 1 to %d calls", (int)MAX_CALLS);
-    for (const struct json *call = json_first(list); call; call = json_next(call)) {
-        const struct json *name = json_get(call, "name"), *schema = json_get(call, "arguments");
-        struct json_forms forms;
-        if (!json_is(name, JSON_STRING))
-            return rules_fail(rules, "a call must have a name");
-        json_forms_init(&forms, rules);
-        uint32_t text = rules_text(rules, json_string(name));
-        uint32_t arguments = schema ? schema_compile(rules, schema) : json_form_object(&forms);
-        calls[count++] =
-            RULES_SEQUENCE(rules, text, rules_text(rules, VOCABULARY_SEPARATOR), arguments);
-    }
-    return rules_choice(rules, calls, count);
-}
-
 /* The node of a source in JSON. */
 static uint32_t compile_json(struct rules *rules, enum grammar_kind kind, const char *source,
-                             size_t len)
+                             size_t len, const struct vocabulary_trie *trie)
 {
     struct error err;
     struct json *json = json_parse(source, len, &err);
@@ -88,7 +67,7 @@ static uint32_t compile_json(struct rules *rules, enum grammar_kind kind, const 
     if (kind == GRAMMAR_CHOICE)
         node = compile_choices(rules, json);
     else if (kind == GRAMMAR_CALLS)
-        node = compile_calls(rules, json);
+        node = calls_compile(rules, json, trie);
     else
         node = schema_compile(rules, json);
     json_free(json);
@@ -96,7 +75,7 @@ static uint32_t compile_json(struct rules *rules, enum grammar_kind kind, const 
 }
 
 static uint32_t compile_source(struct rules *rules, enum grammar_kind kind, const char *source,
-                               size_t len)
+                               size_t len, const struct vocabulary_trie *trie)
 {
     struct json_forms forms;
 
@@ -107,7 +86,7 @@ static uint32_t compile_source(struct rules *rules, enum grammar_kind kind, cons
     if (len > GRAMMAR_MAX_SOURCE)
         return rules_fail(rules, "it is longer than %d bytes", (int)GRAMMAR_MAX_SOURCE);
     if (kind == GRAMMAR_JSON_SCHEMA || kind == GRAMMAR_CHOICE || kind == GRAMMAR_CALLS)
-        return compile_json(rules, kind, source, len);
+        return compile_json(rules, kind, source, len, trie);
     if (!utf8_valid(source, len))
         return rules_fail(rules, "it is not valid UTF-8");
     if (kind == GRAMMAR_REGEX)
@@ -139,7 +118,7 @@ struct grammar *grammar_compile(enum grammar_kind kind, const char *source, size
 {
     struct rules *rules = rules_new();
     struct automaton *automaton = NULL;
-    uint32_t root = compile_source(rules, kind, source, len);
+    uint32_t root = compile_source(rules, kind, source, len, trie);
     int rc = rules_finish(rules, root, err);
 
     if (rc) {

@@ -25,8 +25,7 @@ enum grammar_kind {
     GRAMMAR_JSON_SCHEMA, /* a JSON Schema: grammar_schema.h */
     GRAMMAR_REGEX,       /* an expression that all of the text matches: grammar_regex.h */
     GRAMMAR_CHOICE,      /* a JSON array of strings, one of which the text is */
-    GRAMMAR_CALLS,       /* a JSON array of {"name", "arguments"}: a tool call from its name on; the
-                            name as output_call_name has it, arguments a schema or not there */
+    GRAMMAR_CALLS,       /* a JSON array of tools, one of which is called: grammar_calls.h */
     GRAMMAR_EBNF,        /* rules, from the one named root: grammar_ebnf.h */
 };
 

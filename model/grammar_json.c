@@ -6,6 +6,7 @@ void json_forms_init(struct json_forms *f, struct rules *rules)
 {
     memset(f, 0xFF, sizeof(*f)); /* NODE_NONE */
     f->rules = rules;
+    f->in_tags = false;
 }
 
 static uint32_t class_of(struct rules *r, const char *bytes)
@@ -67,13 +68,15 @@ uint32_t json_form_character(struct json_forms *f)
         codepoint_set_add(&raw, '"', '"');
         codepoint_set_add(&raw, '\\', '\\');
         codepoint_set_add(&raw, 0, 0x1F);
+        if (f->in_tags)
+            codepoint_set_add(&raw, '<', '<');
         codepoint_set_invert(&raw);
         uint32_t escape = RULES_SEQUENCE(
             r, rules_text(r, "\\"), RULES_CHOICE(r, class_of(r, "\"\\/bfnrt"), unicode_escape(r)));
         uint32_t plain = rules_codepoints(r, raw, TEXT_PLAIN);
         f->character = RULES_CHOICE(r, plain, escape);
         if (!r->failed) /* all but quotes and backslashes, which are not plain */
-            r->nodes[f->character].any_plain = true;
+            r->nodes[f->character].any_plain = !f->in_tags;
     }
     return f->character;
 }

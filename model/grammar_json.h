@@ -18,6 +18,7 @@ enum {
 struct json_forms {
     struct rules *rules;
     uint32_t gap, space_after_colon, character, string, integer, number, value, object, array;
+    bool in_tags; /* no '<' stands in free strings but as an escape */
 };
 
 void json_forms_init(struct json_forms *forms, struct rules *rules);

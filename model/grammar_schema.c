@@ -172,6 +172,7 @@ struct value_list {
     size_t count;
 };
 
+/* In text, all values are strings. */
 static void add_value(struct schema_compiler *c, struct value_list *list, const struct json *value)
 {
     if (list->count == SCHEMA_MAX_VALUES) {
@@ -179,7 +180,10 @@ static void add_value(struct schema_compiler *c, struct value_list *list, const 
         return;
     }
     list->starts[list->count++] = list->text.len;
-    json_write_value(&list->text, value);
+    if (c->text)
+        buffer_append_str(&list->text, json_string(value));
+    else
+        json_write_value(&list->text, value);
     if (list->text.overflowed)
         rules_fail(c->rules, "the values of \"enum\" are longer than %d bytes", VALUES_MAX_BYTES);
 }
@@ -348,9 +352,14 @@ static uint32_t set_node(struct schema_compiler *c, const struct schema_set *set
         }
     }
     unsigned types = types_left(c, set);
+    bool listed = schema_find(c, set, "enum") || schema_find(c, set, "const");
+    if (c->pairs && (listed || !(types & SCHEMA_OBJECT)))
+        rules_fail(c->rules, "arguments must be an object, and not a listed one");
     if (c->rules->failed)
         return NODE_EMPTY;
-    if (schema_find(c, set, "enum") || schema_find(c, set, "const"))
+    if (c->pairs)
+        return schema_object_node(c, set);
+    if (listed)
         return enum_node(c, set, types);
     bool anything = types == SCHEMA_ALL;
     for (size_t i = 0; i < set->count; i++)
@@ -404,6 +413,27 @@ uint32_t schema_compile(struct rules *rules, const struct json *schema)
     c->root = schema;
     json_forms_init(&c->forms, rules);
     uint32_t node = schema_node(c, schema);
+    compile_targets(c);
+    schema_leave(c, 0);
+    free(c);
+    return node;
+}
+
+uint32_t schema_compile_pairs(struct rules *rules, const struct json *schema,
+                              const struct pair_syntax *syntax)
+{
+    struct schema_compiler *c = mem_zalloc(1, sizeof(*c));
+    struct schema_set set = {.count = 0};
+    uint32_t node = NODE_EMPTY;
+
+    c->rules = rules;
+    c->root = schema;
+    c->pairs = syntax;
+    json_forms_init(&c->forms, rules);
+    c->forms.in_tags = true;
+    if (!schema || schema_set_add(c, &set, schema))
+        node = schema_set_node(c, &set);
+    c->pairs = NULL;
     compile_targets(c);
     schema_leave(c, 0);
     free(c);

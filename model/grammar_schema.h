@@ -19,3 +19,21 @@
 
 /* The node of a document; an error goes to `rules`, with the place in the schema. */
 uint32_t schema_compile(struct rules *rules, const struct json *schema);
+
+/* How an object is written whose members stand between tags, as nodes. A value is text, as it is,
+ * where the schema's own "properties" have the type "string" for it; any other is JSON, whose free
+ * strings hold a '<' only as an escape, so that nothing in them looks like a tag. */
+struct pair_syntax {
+    uint32_t key_begin, key_end;
+    uint32_t text_begin, json_begin; /* of a value, of either kind */
+    uint32_t value_end;
+    uint32_t after_key, after_value; /* what may stand between the tags */
+    uint32_t key;                    /* any key, where the schema names none */
+    uint32_t text;                   /* any text that a value may be */
+    uint32_t character;              /* of a text whose length has bounds */
+};
+
+/* The node of such an object's members (NULL: any). Members that the schema does not name come only
+ * where it names none. */
+uint32_t schema_compile_pairs(struct rules *rules, const struct json *schema,
+                              const struct pair_syntax *syntax);

@@ -61,11 +61,8 @@ int output_force_call(const struct output_format *format, const struct tokenizer
                       const char *name, struct token_list *tokens, struct buffer *text,
                       struct error *err);
 
-/* A call between its beginning and its arguments: what stands for the name of a function, and the
- * marker after it, the "separator". The first gives the text; the second the marker's id, or -1
- * where calls have none or arguments that are no JSON. */
+/* What stands in a call for the name of a function. */
 void output_call_name(const struct output_format *format, const char *name, struct buffer *out);
-int32_t output_call_separator(const struct output_format *format, const struct tokenizer *tok);
 
 enum output_part {
     OUTPUT_REASONING,

@@ -174,15 +174,6 @@ void output_call_name(const struct output_format *format, const char *name, stru
         buffer_append_str(out, name);
 }
 
-int32_t output_call_separator(const struct output_format *format, const struct tokenizer *tok)
-{
-    const struct call_syntax *syntax = &format->calls[0];
-
-    if (!output_format_has_calls(format) || syntax->arguments != ARGUMENTS_AS_THEY_ARE)
-        return -1;
-    return tokenizer_id(tok, syntax->name_end);
-}
-
 /* The name is text only: no name that a client invents becomes a marker. */
 static int add_name(const struct output_format *format, const struct tokenizer *tok,
                     const char *name, struct token_list *tokens, struct buffer *text,

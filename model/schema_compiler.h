@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/grammar_json.h"
+#include "model/grammar_schema.h"
 #include "model/schema_lookup.h"
 
 enum {
@@ -29,7 +30,9 @@ struct schema_compiler {
     struct json_forms forms;
     const struct json *root;
     const struct json
-        *targets[RULES_MAX]; /* of references, by rule; NULL: a rule of another kind */
+        *targets[RULES_MAX];         /* of references, by rule; NULL: a rule of another kind */
+    const struct pair_syntax *pairs; /* the next object is written so; NULL: JSON */
+    const struct pair_syntax *text;  /* strings are written so; NULL: JSON */
     uint32_t depth;
     char path[256]; /* where in the schema, as a JSON pointer, cut when it is too long */
     size_t path_len;

@@ -198,13 +198,10 @@ static void add_additional(struct schema_compiler *c, struct object *o, const st
         o->other = other;
 }
 
-static uint32_t property_node(struct schema_compiler *c, const struct property *p)
+static uint32_t value_node(struct schema_compiler *c, const struct property *p)
 {
-    struct buffer key;
     uint32_t value;
 
-    buffer_init(&key, 8 * NAME_MAX_BYTES);
-    json_write_string(&key, p->name, -1);
     size_t mark = schema_enter(c, "properties");
     schema_enter(c, p->name);
     if (p->schemas.count > 0)
@@ -212,9 +209,18 @@ static uint32_t property_node(struct schema_compiler *c, const struct property *
     else
         value = p->only ? schema_node(c, p->only) : json_form_value(&c->forms);
     schema_leave(c, mark);
-    uint32_t node = json_form_member(&c->forms, rules_bytes(c->rules, key.data, key.len), value);
+    return value;
+}
+
+static uint32_t property_node(struct schema_compiler *c, const struct property *p)
+{
+    struct buffer key;
+
+    buffer_init(&key, 8 * NAME_MAX_BYTES);
+    json_write_string(&key, p->name, -1);
+    uint32_t name = rules_bytes(c->rules, key.data, key.len);
     buffer_free(&key);
-    return node;
+    return json_form_member(&c->forms, name, value_node(c, p));
 }
 
 /* A member whose name is not in the schema. */
@@ -259,6 +265,50 @@ static uint32_t members_node(struct schema_compiler *c, const struct object *o)
                               !any_required);
 }
 
+/* ---- objects between tags ---- */
+
+/* Whether the reader of such an object takes the member for text: see output_pairs.c. */
+static bool is_text(const struct schema_compiler *c, const struct property *p)
+{
+    const struct json *type = json_get(json_get(json_get(c->root, "properties"), p->name), "type");
+
+    return json_is(type, JSON_STRING) && strcmp(json_string(type), "string") == 0;
+}
+
+static uint32_t pair_node(struct schema_compiler *c, const struct pair_syntax *s, uint32_t key,
+                          uint32_t begin, uint32_t value)
+{
+    return RULES_SEQUENCE(c->rules, s->key_begin, key, s->key_end, s->after_key, begin, value,
+                          s->value_end, s->after_value);
+}
+
+/* The members in the schema's order; any others where it names none. */
+static uint32_t pairs_node(struct schema_compiler *c, const struct object *o)
+{
+    const struct pair_syntax *s = c->pairs;
+    uint32_t *nodes = mem_zalloc(o->count + 1UL, sizeof(*nodes)), n = 0;
+
+    c->pairs = NULL;
+    for (; n < o->count && !c->rules->failed; n++) {
+        const struct property *p = &o->properties[n];
+        c->text = is_text(c, p) ? s : NULL;
+        nodes[n] = pair_node(c, s, rules_text(c->rules, p->name),
+                             c->text ? s->text_begin : s->json_begin, value_node(c, p));
+        if (!p->required)
+            nodes[n] = rules_optional(c->rules, nodes[n]);
+        c->text = NULL;
+    }
+    if (n == 0 && !o->closed) {
+        uint32_t value = o->other ? schema_node(c, o->other) : json_form_value(&c->forms);
+        uint32_t any = pair_node(c, s, s->key, s->json_begin, value);
+        nodes[n++] = rules_repeat(c->rules, any, 0, REPEAT_MAX);
+    }
+    uint32_t node = c->rules->failed ? NODE_EMPTY : rules_sequence(c->rules, nodes, n);
+    free(nodes);
+    c->pairs = s;
+    return node;
+}
+
 uint32_t schema_object_node(struct schema_compiler *c, const struct schema_set *set)
 {
     struct object o = {.count = 0};
@@ -278,7 +328,9 @@ uint32_t schema_object_node(struct schema_compiler *c, const struct schema_set *
     for (size_t i = 0; i < set->count; i++)
         add_required(c, &o, json_get(set->parts[i].schema, "required"));
     uint32_t node = NODE_EMPTY;
-    if (!c->rules->failed)
+    if (!c->rules->failed && c->pairs)
+        node = pairs_node(c, &o);
+    else if (!c->rules->failed)
         node = o.count == 0 && !o.closed && !o.other ? json_form_object(&c->forms)
                                                      : members_node(c, &o);
     free(o.properties);

@@ -41,12 +41,13 @@ static const struct {
     {"uuid", "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"},
 };
 
-static struct regex_piece compile_format(struct schema_compiler *c, const char *name)
+static struct regex_piece compile_format(struct schema_compiler *c, const char *name,
+                                         enum text_form form)
 {
     for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++)
         if (strcmp(formats[i].name, name) == 0)
             return regex_compile(c->rules, formats[i].expression, strlen(formats[i].expression),
-                                 REGEX_WHOLE, TEXT_IN_JSON);
+                                 REGEX_WHOLE, form);
     rules_fail(c->rules, "the format \"%.60s\" is not supported", name);
     return (struct regex_piece){.unit = NODE_NONE};
 }
@@ -74,10 +75,14 @@ uint32_t schema_string_node(struct schema_compiler *c, const struct schema_set *
     const struct json *format = schema_find(c, set, "format");
     uint32_t min = schema_count(c, set, "minLength", 0);
     uint32_t max = schema_count(c, set, "maxLength", REPEAT_MAX);
+    enum text_form form = c->text ? TEXT_PLAIN : TEXT_IN_JSON;
     struct regex_piece piece;
 
     if (min > max)
         return rules_fail(c->rules, "\"minLength\" is more than \"maxLength\"");
+    if (!pattern && !format && c->text)
+        return min == 0 && max == REPEAT_MAX ? c->text->text
+                                             : rules_repeat(c->rules, c->text->character, min, max);
     if (!pattern && !format)
         return json_form_quoted(&c->forms,
                                 rules_repeat(c->rules, json_form_character(&c->forms), min, max));
@@ -87,11 +92,12 @@ uint32_t schema_string_node(struct schema_compiler *c, const struct schema_set *
         return rules_fail(c->rules, "\"pattern\" and \"format\" must be strings");
     if (pattern) {
         const char *text = json_string(pattern);
-        piece = regex_compile(c->rules, text, strlen(text), REGEX_SEARCH, TEXT_IN_JSON);
+        piece = regex_compile(c->rules, text, strlen(text), REGEX_SEARCH, form);
     } else {
-        piece = compile_format(c, json_string(format));
+        piece = compile_format(c, json_string(format), form);
     }
-    return json_form_quoted(&c->forms, fit_length(c, piece, min, max));
+    uint32_t node = fit_length(c, piece, min, max);
+    return c->text ? node : json_form_quoted(&c->forms, node);
 }
 
 /* ---- numbers ---- */

@@ -51,6 +51,14 @@ static int64_t floor_div(int64_t a, int64_t b)
     return q - (a % b != 0 && (a < 0) != (b < 0));
 }
 
+/* What is left of that; it has the sign of the divisor. */
+static int64_t floor_mod(int64_t a, int64_t b)
+{
+    int64_t rest = b == -1 ? 0 : a % b; /* the smallest number by -1 would overflow */
+
+    return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
+}
+
 static struct tpl_value integer_power(struct tpl_heap *h, int64_t base, int64_t exponent)
 {
     int64_t result = 1;
@@ -93,7 +101,7 @@ static struct tpl_value integer_arithmetic(struct tpl_heap *h, enum tpl_operator
         result = over ? 0 : floor_div(a, b);
         break;
     case TPL_MOD:
-        result = b == -1 ? 0 : a - b * floor_div(a, b);
+        result = floor_mod(a, b);
         break;
     case TPL_POW:
         return integer_power(h, a, b);

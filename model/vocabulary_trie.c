@@ -2,12 +2,16 @@
 
 #include "base/memory.h"
 #include "base/utf8.h"
-#include "model/output.h"
+#include "model/output_format.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { TOKEN_MAX_BYTES = 1024 }; /* longer tokens are never allowed */
+
+/* Bytes of the markers of calls, by their index. */
+static const char marker_bytes[CALL_MARKERS_MAX] = {'\xF8', '\xF9', '\xFA', '\xFB',
+                                                    '\xFC', '\xFD', '\xFE', '\xFF'};
 
 /* One token while the trie is built. */
 struct entry {
@@ -76,26 +80,93 @@ static bool has_strange_byte(const struct entry *e)
     return false;
 }
 
-/* The ordinary tokens, and the separator, in ascending order of their bytes; `*count` of them. */
+/* ---- markers of calls ---- */
+
+/* The index of the marker with this id, or -1. */
+static int marker_of(const struct vocabulary_trie *trie, int32_t id)
+{
+    for (int i = 0; i < trie->markers_n; i++)
+        if (trie->markers[i].id == id)
+            return i;
+    return -1;
+}
+
+/* Adds the markers of the format that a part of its calls (NULL: none) holds. False when the
+ * vocabulary lacks one. */
+static bool add_markers(struct vocabulary_trie *trie, const struct output_format *format,
+                        const char *part)
+{
+    for (int i = 0; part && i < OUTPUT_MAX_MARKERS && format->tokens[i]; i++) {
+        int32_t id = tokenizer_id(trie->tok, format->tokens[i]);
+        if (!strstr(part, format->tokens[i]) || (id >= 0 && marker_of(trie, id) >= 0))
+            continue;
+        if (id < 0 || id >= trie->size || trie->markers_n == CALL_MARKERS_MAX)
+            return false;
+        trie->markers[trie->markers_n++] = (struct call_marker){format->tokens[i], id};
+    }
+    return true;
+}
+
+/* Sets `call` and `markers`. */
+static void find_markers(struct vocabulary_trie *trie)
+{
+    const struct output_format *format = output_format_find(trie->tok);
+    const struct call_syntax *call = &format->calls[0];
+    const struct pair_tags none = {0}, *tags = call->tags ? call->tags : &none;
+    const char *const parts[] = {call->name_end,    tags->key_begin,  tags->key_end,
+                                 tags->value_begin, tags->json_begin, tags->value_end,
+                                 tags->call_end};
+    bool complete = output_format_has_calls(format);
+
+    for (size_t i = 0; complete && i < sizeof(parts) / sizeof(*parts); i++)
+        complete = add_markers(trie, format, parts[i]);
+    if (complete)
+        trie->call = call;
+    else
+        trie->markers_n = 0;
+}
+
+void vocabulary_trie_syntax(const struct vocabulary_trie *trie, const char *part,
+                            struct buffer *out)
+{
+    while (*part) {
+        size_t len = 1;
+        const char *bytes = part;
+        for (int i = 0; i < trie->markers_n; i++) {
+            const char *text = trie->markers[i].text;
+            if (strncmp(part, text, strlen(text)) == 0) {
+                len = strlen(text);
+                bytes = &marker_bytes[i];
+            }
+        }
+        buffer_append(out, bytes, 1);
+        part += len;
+    }
+}
+
+/* ---- building ---- */
+
+/* The ordinary tokens, and the markers, in ascending order of their bytes; `*count` of them. */
 static struct entry *collect_entries(const struct vocabulary_trie *trie, size_t *count)
 {
     int32_t known = tokenizer_size(trie->tok);
-    struct entry *entries = mem_zalloc((size_t)known + 1, sizeof(*entries));
+    struct entry *entries = mem_zalloc((size_t)known + CALL_MARKERS_MAX, sizeof(*entries));
 
     *count = 0;
     for (int32_t id = 0; id < known && id < trie->size; id++) {
         struct entry e = {.id = id};
         e.bytes = tokenizer_bytes(trie->tok, id, &e.len);
         if (e.len == 0 || e.len > TOKEN_MAX_BYTES || tokenizer_is_special(trie->tok, id) ||
-            vocabulary_trie_is_end(trie, id) || has_strange_byte(&e) || is_marker(trie->tok, &e))
+            vocabulary_trie_is_end(trie, id) || has_strange_byte(&e) || is_marker(trie->tok, &e) ||
+            marker_of(trie, id) >= 0)
             continue;
         e.plain = plain_length(&e);
         trie->ordinary[id] = true;
         entries[(*count)++] = e;
     }
-    if (trie->separator >= 0) {
-        trie->ordinary[trie->separator] = true;
-        entries[(*count)++] = (struct entry){VOCABULARY_SEPARATOR, 1, trie->separator, NOT_PLAIN};
+    for (int i = 0; i < trie->markers_n; i++) {
+        trie->ordinary[trie->markers[i].id] = true;
+        entries[(*count)++] = (struct entry){&marker_bytes[i], 1, trie->markers[i].id, NOT_PLAIN};
     }
     qsort(entries, *count, sizeof(*entries), compare_entries);
     return entries;
@@ -190,9 +261,7 @@ struct vocabulary_trie *vocabulary_trie_new(const struct tokenizer *tok, int32_t
     trie->ordinary = mem_zalloc((size_t)size + 1, sizeof(*trie->ordinary));
     trie->end_tokens = mem_copy(end_tokens, end_tokens_n * sizeof(*end_tokens));
     memset(trie->same, 0xFF, ((size_t)size + 1) * sizeof(*trie->same));
-    trie->separator = output_call_separator(output_format_find(tok), tok);
-    if (trie->separator >= size)
-        trie->separator = -1;
+    find_markers(trie);
     int rc = end_tokens_n ? 0 : error_set(err, "structured output needs a token that ends a text");
     for (size_t i = 0; i < end_tokens_n && !rc; i++)
         if (end_tokens[i] < 0 || end_tokens[i] >= size)
@@ -224,10 +293,12 @@ void vocabulary_trie_free(struct vocabulary_trie *trie)
 
 const char *vocabulary_trie_bytes(const struct vocabulary_trie *trie, int32_t id, size_t *len)
 {
-    if (id != trie->separator)
+    int marker = marker_of(trie, id);
+
+    if (marker < 0)
         return tokenizer_bytes(trie->tok, id, len);
     *len = 1;
-    return VOCABULARY_SEPARATOR;
+    return &marker_bytes[marker];
 }
 
 bool vocabulary_trie_is_end(const struct vocabulary_trie *trie, int32_t id)

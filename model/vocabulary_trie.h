@@ -2,8 +2,8 @@
  *
  * Only ordinary tokens are in it: no special token, none that a chat format uses as a marker, none
  * with a byte that UTF-8 does not use. The tokens that end a text are known by their ids. The
- * marker that separates the name of a tool call from its arguments stands in it as one such byte,
- * so that a grammar can ask for it and no text can hold it.
+ * markers inside of a tool call stand in it as one such byte each, so that a grammar can ask for
+ * them and no text can hold them.
  *
  * Nodes stand in depth-first order with the length of the subtree, so that a walk is a loop over an
  * array: a byte that does not fit skips the subtree.
@@ -15,6 +15,7 @@
  * Built once for a tokenizer; immutable after that, shared by any number of threads. */
 #pragma once
 
+#include "base/buffer.h"
 #include "base/error.h"
 #include "model/tokenizer.h"
 
@@ -23,9 +24,7 @@
 #include <stdint.h>
 
 /* Longer plain tokens are treated as not plain. */
-enum { PLAIN_MAX_CHARACTERS = 32, NOT_PLAIN = 255 };
-
-#define VOCABULARY_SEPARATOR "\xFF"
+enum { PLAIN_MAX_CHARACTERS = 32, NOT_PLAIN = 255, CALL_MARKERS_MAX = 8 };
 
 struct trie_node {
     uint32_t skip;  /* index of the node after the subtree */
@@ -34,6 +33,12 @@ struct trie_node {
     uint8_t byte;
     uint8_t
         plain; /* the subtree has only plain tokens, of up to so many characters; or NOT_PLAIN */
+};
+
+/* A marker that stands between the name of a call and its end. */
+struct call_marker {
+    const char *text;
+    int32_t id;
 };
 
 struct vocabulary_trie {
@@ -45,7 +50,9 @@ struct vocabulary_trie {
     uint32_t *plain; /* PLAIN_MAX_CHARACTERS + 1 masks: [n] of plain tokens of up to n characters */
     int32_t *same;   /* by id: the next id with the same bytes, or -1 */
     bool *ordinary;  /* by id: whether it is in the trie */
-    int32_t separator; /* id of the marker, or -1 */
+    const struct call_syntax *call; /* how a call is written; NULL: no grammar can ask for one */
+    struct call_marker markers[CALL_MARKERS_MAX];
+    int markers_n;
     const struct tokenizer *tok;
     int32_t *end_tokens;
     size_t end_tokens_n;
@@ -64,6 +71,10 @@ bool vocabulary_is_plain(uint32_t codepoint);
 
 /* The bytes that an id of the trie stands for. */
 const char *vocabulary_trie_bytes(const struct vocabulary_trie *trie, int32_t id, size_t *len);
+
+/* Appends a part of the syntax of calls as those bytes: its markers are one each. */
+void vocabulary_trie_syntax(const struct vocabulary_trie *trie, const char *part,
+                            struct buffer *out);
 
 /* Whether the id is one of the tokens that end a text. */
 bool vocabulary_trie_is_end(const struct vocabulary_trie *trie, int32_t id);

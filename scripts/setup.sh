@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs what is missing, and nothing else: what mlad is built with and, for each argument, more.
 #
-#   setup.sh [test] [tidy] [tsan]
+#   setup.sh [test] [tidy] [tsan] [cuda]
 #
 #   test   Check, shellcheck, a Python environment in build/venv with tests/requirements*.txt
 #   tidy   that environment (it holds clang-format) and shellcheck
 #   tsan   clang with ThreadSanitizer
+#   cuda   what scripts/cuda.sh installs the toolkit with, and nvcc's host compiler
 #
 # Each need is probed by using it, so that a compiler or Python from elsewhere counts too.
 set -euo pipefail
@@ -93,8 +94,13 @@ for purpose in "$@"; do
         probe=(-fsanitize=thread -x c -o /dev/null -)
         need libclang-rt-dev clang "${probe[@]}" <<<'int main(void) { return 0; }'
         ;;
+    cuda)
+        need g++ g++ --version
+        need python3 python3 --version
+        need python3-venv python3 -c 'import ensurepip, venv'
+        ;;
     *)
-        echo "usage: setup.sh [test] [tidy] [tsan]" >&2
+        echo "usage: setup.sh [test] [tidy] [tsan] [cuda]" >&2
         exit 2
         ;;
     esac

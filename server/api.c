@@ -234,7 +234,12 @@ static void version(struct api *api, struct http_exchange *ex)
 
 static void metrics(struct api *api, struct http_exchange *ex)
 {
-    struct metrics_now now = {.sequences = engine_slots(api->service.engine) -
+    static const char *const states[] = {[SERVICE_LOADING] = "loading",
+                                         [SERVICE_READY] = "ready",
+                                         [SERVICE_DRAINING] = "draining",
+                                         [SERVICE_FAILED] = "failed"};
+    struct metrics_now now = {.state = states[api->state],
+                              .sequences = engine_slots(api->service.engine) -
                                            engine_slots_free(api->service.engine),
                               .connections = http_connections(api->http),
                               .exchanges = http_active(api->http) - 1, /* not this one */

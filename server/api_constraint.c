@@ -209,24 +209,9 @@ static int find_wish(struct wish *wish, const struct json *body, struct api_faul
     return 0;
 }
 
-/* The arguments of the named tool, where the format writes them as JSON. */
-static void wish_named_call(struct wish *wish, const struct api_params *params)
-{
-    for (const struct json *t = json_first(params->tools); t; t = json_next(t)) {
-        const struct json *function = json_get(t, "function");
-        const struct json *schema = json_get(function, "parameters");
-        if (strcmp(json_string(json_get(function, "name")), params->tool_name) != 0)
-            continue;
-        if (is_there(schema))
-            wish_json(wish, "tools", GRAMMAR_JSON_SCHEMA, schema);
-        else
-            wish_json(wish, "tools", GRAMMAR_JSON_OBJECT, NULL);
-    }
-}
-
-/* A call of any of the tools: GRAMMAR_CALLS. */
-static void wish_some_call(struct wish *wish, const struct api_params *params,
-                           const struct output_format *format)
+/* A call of any of the tools, or the rest of one of the named tool: GRAMMAR_CALLS. */
+static void wish_call(struct wish *wish, const struct api_params *params,
+                      const struct output_format *format)
 {
     struct buffer name;
 
@@ -235,12 +220,18 @@ static void wish_some_call(struct wish *wish, const struct api_params *params,
     for (const struct json *t = json_first(params->tools); t; t = json_next(t)) {
         const struct json *function = json_get(t, "function");
         const struct json *schema = json_get(function, "parameters");
-        buffer_clear(&name);
-        output_call_name(format, json_string(json_get(function, "name")), &name);
-        buffer_append_str(&wish->source, wish->source.len ? ",{\"name\":" : "[{\"name\":");
-        json_write_string(&wish->source, name.data, -1);
+        bool is_named = params->tool_choice == TOOL_NAMED;
+        if (is_named && strcmp(json_string(json_get(function, "name")), params->tool_name) != 0)
+            continue;
+        buffer_append_str(&wish->source, wish->source.len ? ",{" : "[{");
+        if (!is_named) {
+            buffer_clear(&name);
+            output_call_name(format, json_string(json_get(function, "name")), &name);
+            buffer_append_str(&wish->source, "\"name\":");
+            json_write_string(&wish->source, name.data, -1);
+        }
         if (is_there(schema)) {
-            buffer_append_str(&wish->source, ",\"arguments\":");
+            buffer_append_str(&wish->source, is_named ? "\"arguments\":" : ",\"arguments\":");
             json_write_value(&wish->source, schema);
         }
         buffer_append_str(&wish->source, "}");
@@ -253,8 +244,6 @@ static void wish_some_call(struct wish *wish, const struct api_params *params,
 static int find_call_wish(struct wish *wish, const struct api_params *params,
                           const struct engine_model *model, struct api_fault *fault)
 {
-    bool json = model->trie && model->trie->separator >= 0;
-
     if (!params->tools || params->tool_choice == TOOL_AUTO)
         return 0;
     if (wish->param)
@@ -262,10 +251,8 @@ static int find_call_wish(struct wish *wish, const struct api_params *params,
                              "'%s' is for the text of an answer, and this 'tool_choice' asks for "
                              "a call.",
                              wish->param);
-    if (json && params->tool_choice == TOOL_NAMED)
-        wish_named_call(wish, params);
-    else if (json)
-        wish_some_call(wish, params, model->output_format);
+    if (model->trie && model->trie->call)
+        wish_call(wish, params, model->output_format);
     return 0;
 }
 

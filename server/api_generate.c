@@ -73,7 +73,7 @@ void api_draft_read(struct api_draft *draft, const struct api_service *service, 
     if (body)
         read_body(draft, service, body, kind_of);
     else
-        api_fault_set(&draft->fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
+        api_fault_set(&draft->fault, 400, NULL, "The body can't be read as JSON: %s.", err.message);
     json_free(body);
 }
 

@@ -100,7 +100,7 @@ static int read_answer(struct api_task *task, const char *text, size_t len)
     struct error err;
     struct json *body = json_parse(text, len, &err);
     int rc = body ? task->make(&task->api->service, body, &task->out, &task->fault)
-                  : api_fault_set(&task->fault, 400, NULL, "The body is not valid JSON: %s.",
+                  : api_fault_set(&task->fault, 400, NULL, "The body can't be read as JSON: %s.",
                                   err.message);
 
     json_free(body);

@@ -453,14 +453,16 @@ static int parse_stream_options(struct api_params *params, const struct json *bo
 static int parse_seed(struct api_params *params, const struct json *body, struct api_fault *fault)
 {
     const struct json *seed = present(body, "seed");
-    int64_t value;
+    double value;
 
     params->sampling.seed = clock_entropy();
     if (!seed)
         return 0;
-    if (!json_integer(seed, &value))
-        return wrong_type(fault, "seed", "a whole number of at most 53 bits", seed);
-    params->sampling.seed = (uint64_t)value;
+    value = json_is(seed, JSON_NUMBER) ? json_number(seed) : 0.5;
+    if (value != floor(value) || fabs(value) > 0x1p63)
+        return api_fault_set(fault, 400, "seed", "'seed' must be a whole number of 64 bits.");
+    /* Past 2^53 the JSON reader has rounded it: the same seed still draws the same. */
+    params->sampling.seed = value < 0x1p63 ? (uint64_t)(int64_t)value : (uint64_t)1 << 63;
     return 0;
 }
 

@@ -64,6 +64,7 @@ static void on_failed(struct daemon *d, const struct engine_event *event)
 static void on_ready(struct daemon *d)
 {
     d->api.state = SERVICE_READY;
+    metrics_note_load(d->api.metrics, engine_model(d->api.service.engine)->load_us);
     notify_manager(d->api.options->notify_socket, "READY=1");
     log_info("ready after %lld ms", (long long)(clock_us() - d->started_us) / 1000);
 }

@@ -123,6 +123,10 @@ static int load_tokenizer(struct engine *e, struct error *err)
         made_up ? dummy_tokenizer_new(info->config.vocab_size) : tokenizer_load(e->dir, err);
     if (!info->tokenizer)
         return -1;
+    if (tokenizer_eos(info->tokenizer) >= 0 &&
+        !model_config_add_eos(&info->config, tokenizer_eos(info->tokenizer)))
+        return error_set(err, "the tokenizer's eos_token brings the end tokens to more than %d",
+                         MODEL_MAX_EOS);
     info->chat_templates =
         chat_templates_load(e->dir, info->config.model_type, e->options->chat_template, err);
     if (!info->chat_templates)
@@ -194,10 +198,14 @@ static int load(struct engine *e, struct error *err)
     info->backend = core->be->ops->name;
     e->sched = scheduler_new(&core->sched);
     take_memory(e);
+    memcpy(info->load_us, core->load_us, sizeof(info->load_us));
+    info->load_us[LOAD_TOKENIZER] = text.us;
+    info->load_us[LOAD_TOTAL] = clock_us() - start;
     log_info("loaded %s (%s) on the %s backend in %lld ms (tokenizer: %lld ms): context %d, KV "
              "cache %d pages of %d tokens, %zu bytes a token",
-             e->dir, info->config.model_type, info->backend, (long long)(clock_us() - start) / 1000,
-             (long long)text.us / 1000, info->max_model_len, info->kv_pages, KV_PAGE_TOKENS,
+             e->dir, info->config.model_type, info->backend,
+             (long long)info->load_us[LOAD_TOTAL] / 1000, (long long)text.us / 1000,
+             info->max_model_len, info->kv_pages, KV_PAGE_TOKENS,
              model_kv_token_bytes(&info->config, core->be->kv_dtype));
     return 0;
 }

@@ -20,6 +20,7 @@
 #include "model/output.h"
 #include "model/tokenizer.h"
 #include "server/constraint.h"
+#include "server/load_phase.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -68,6 +69,8 @@ struct engine_step {
     int64_t preemptions;           /* ever */
     int64_t prefix_queries_tokens; /* ever */
     int64_t prefix_hits_tokens;    /* ever */
+    int64_t drafts, draft_tokens;  /* ever; none without a draft model */
+    int64_t accepted_tokens;       /* ever: of the drafts' */
     int64_t step_us;               /* from the step's start, or the end of the one before it */
     int64_t wait_us;               /* of that, waiting for the device */
 };
@@ -96,6 +99,7 @@ struct engine_model {
     int32_t max_model_len;
     int32_t kv_pages;
     const char *backend; /* name */
+    int64_t load_us[N_LOAD_PHASES];
     struct chat_templates *chat_templates;
     bool trust_request_chat_template;
     const struct output_format *output_format;

@@ -41,8 +41,12 @@ static int wants_cuda(const struct options *o, struct error *err)
     if (strcmp(o->device, "cpu") == 0)
         return 0;
 #ifdef MLAD_CUDA
-    if (backend_cuda_devices() > 0)
+    int devices = backend_cuda_devices();
+    if (devices > 0)
         return 1;
+    if (devices < 0)
+        return error_set(err, "the NVIDIA driver is too old: this build needs one for CUDA 13 "
+                              "(580 or newer); --device cpu does without it");
     if (strcmp(o->device, "cuda") == 0)
         return error_set(err,
                          "--device cuda: there is no NVIDIA GPU of the Hopper generation here, "
@@ -135,17 +139,18 @@ static uint64_t bytes_left(const struct engine_core *core, const struct options 
 static int check_weights_fit(const struct engine_core *core, const struct options *o,
                              struct error *err)
 {
-    /* FP8 is multiplied out: to bf16 on a GPU, to f32 on a CPU. */
+    /* FP8 is multiplied out where it can't stay: to bf16 on a GPU, to f32 on a CPU. */
     bool wide = !on_gpu(core) && core->config.quantization != QUANT_NONE;
     enum dtype dtype = wide ? DTYPE_F32 : DTYPE_BF16;
-    uint64_t wanted = model_weight_bytes(&core->config, dtype_size(dtype));
+    uint64_t wanted =
+        model_weight_bytes(&core->config, dtype_size(dtype), core->be->keeps_fp8 != 0);
     uint64_t left = bytes_left(core, o);
 
     if (wanted < left)
         return 0;
     if (on_gpu(core))
         return error_set(err,
-                         "the model does not fit: its weights take %.1f GiB in bf16, and "
+                         "the model does not fit: its weights take %.1f GiB there, and "
                          "--gpu-memory-utilization %.2f leaves %.1f GiB of this GPU's memory",
                          gib(wanted), o->gpu_memory_utilization, gib(left));
     return error_set(
@@ -184,12 +189,13 @@ static int refuse_cache(const struct engine_core *core, const struct options *o,
                          "--max-model-len %lld does not fit in a KV cache of %lld pages of %d "
                          "tokens",
                          (long long)o->max_model_len, (long long)pages, KV_PAGE_TOKENS);
-    return error_set(err,
-                     "the model does not fit: beside its weights (%.1f GiB) and working memory, "
-                     "--gpu-memory-utilization %.2f leaves room for %lld tokens of KV cache%s",
-                     gib(model_weight_bytes(&core->config, dtype_size(DTYPE_BF16))),
-                     o->gpu_memory_utilization, (long long)pages * KV_PAGE_TOKENS,
-                     o->max_model_len ? ", fewer than --max-model-len" : "");
+    return error_set(
+        err,
+        "the model does not fit: beside its weights (%.1f GiB) and working memory, "
+        "--gpu-memory-utilization %.2f leaves room for %lld tokens of KV cache%s",
+        gib(model_weight_bytes(&core->config, dtype_size(DTYPE_BF16), core->be->keeps_fp8 != 0)),
+        o->gpu_memory_utilization, (long long)pages * KV_PAGE_TOKENS,
+        o->max_model_len ? ", fewer than --max-model-len" : "");
 }
 
 /* Settles the number of pages and, by it, the longest context. */
@@ -217,7 +223,7 @@ int engine_core_load(struct engine_core *core, const struct options *o, const ch
                      int32_t slots, const atomic_int *cancel, struct error *err)
 {
     const struct model_config *config = &core->config;
-    int64_t opened, loaded, reserved, start = clock_us();
+    int64_t opened, loaded, reserved, *us = core->load_us, start = clock_us();
 
     if (o->max_model_len > config->max_positions)
         return error_set(err, "--max-model-len %lld is more than the model's %d positions",
@@ -238,11 +244,15 @@ int engine_core_load(struct engine_core *core, const struct options *o, const ch
     reserved = clock_us();
     if (model_open_cache(core->model, core->sched.kv_pages, err))
         return -1;
+    us[LOAD_BACKEND] = opened - start;
+    us[LOAD_WEIGHTS] = loaded - opened;
+    us[LOAD_MEMORY] = reserved - loaded;
+    us[LOAD_CACHE] = clock_us() - reserved;
     log_info("%s backend: opened in %lld ms, weights in %lld ms, working memory in %lld ms, cache "
              "and graphs in %lld ms",
-             core->be->ops->name, (long long)(opened - start) / 1000,
-             (long long)(loaded - opened) / 1000, (long long)(reserved - loaded) / 1000,
-             (long long)(clock_us() - reserved) / 1000);
+             core->be->ops->name, (long long)us[LOAD_BACKEND] / 1000,
+             (long long)us[LOAD_WEIGHTS] / 1000, (long long)us[LOAD_MEMORY] / 1000,
+             (long long)us[LOAD_CACHE] / 1000);
     return 0;
 }
 

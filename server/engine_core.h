@@ -6,6 +6,7 @@
 #include "kernels/backend.h"
 #include "model/config.h"
 #include "model/model.h"
+#include "server/load_phase.h"
 #include "server/scheduler.h"
 
 #include <stdatomic.h>
@@ -17,6 +18,7 @@ struct engine_core {
     struct model *model;
     struct scheduler_config sched; /* fits model and memory */
     bool look_ahead;               /* steps are planned before the tokens of the last are read */
+    int64_t load_us[N_LOAD_PHASES];
 };
 
 /* Reads the configuration of the model at `path`: a folder or, with --dummy-weights, a config.json.

@@ -364,6 +364,17 @@ static enum MHD_Result copy_field(void *arg, enum MHD_ValueKind kind, const char
     return MHD_YES;
 }
 
+/* The path of a request's target, which may be a whole URL: what comes from a proxy. */
+static const char *target_path(const char *target)
+{
+    const char *host = strncasecmp(target, "http://", 7) == 0    ? target + 7
+                       : strncasecmp(target, "https://", 8) == 0 ? target + 8
+                                                                 : NULL;
+    const char *path = host ? strchr(host, '/') : target;
+
+    return path ? path : "/";
+}
+
 static enum MHD_Result read_headers(struct http_exchange *ex, const char *path, const char *method,
                                     const char *version)
 {
@@ -373,7 +384,7 @@ static enum MHD_Result read_headers(struct http_exchange *ex, const char *path, 
     ex->headers_read = true;
     ex->arrival_us = clock_us();
     ex->method = mem_strdup(method);
-    ex->path = mem_strdup(path);
+    ex->path = mem_strdup(target_path(path));
     MHD_get_connection_values(conn->mhd, MHD_HEADER_KIND, copy_field, ex);
     MHD_get_connection_values(conn->mhd, MHD_GET_ARGUMENT_KIND, copy_field, ex);
     if (conn->surplus)

@@ -30,10 +30,11 @@ static const char *const MOUNTED_MODEL = "/opt/ml/model";
 
 static bool has_model(const char *dir)
 {
-    char *config = path_join(dir, "config.json");
-    bool found = file_exists(config);
+    char *config = path_join(dir, "config.json"), *params = path_join(dir, "params.json");
+    bool found = file_exists(config) || file_exists(params);
 
     free(config);
+    free(params);
     return found;
 }
 

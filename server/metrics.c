@@ -64,6 +64,9 @@ static const struct histogram_def histogram_defs[N_HISTOGRAMS] = {
 
 static const char *const outcome_names[N_OUTCOMES] = {"stop", "length", "abort", "timeout",
                                                       "error"};
+static const char *const state_names[] = {"loading", "ready", "draining", "failed"};
+static const char *const phase_names[N_LOAD_PHASES] = {"backend", "weights",   "memory",
+                                                       "cache",   "tokenizer", "total"};
 static const char *const limit_names[N_LIMITS] = {
     "queue", "connections", "body", "uploads", "read_time", "queue_time", "total_time"};
 
@@ -78,6 +81,7 @@ struct metrics {
     int64_t outcomes[N_OUTCOMES], limits[N_LIMITS];
     int64_t prompt_tokens, generation_tokens;
     struct engine_step step; /* the latest */
+    int64_t load_us[N_LOAD_PHASES];
 };
 
 struct metrics *metrics_new(const char *model_name)
@@ -148,6 +152,11 @@ void metrics_note_step(struct metrics *m, const struct engine_step *step)
     metrics_observe(m, HIST_STEP, (double)step->step_us * 1e-6);
 }
 
+void metrics_note_load(struct metrics *m, const int64_t load_us[N_LOAD_PHASES])
+{
+    memcpy(m->load_us, load_us, sizeof(m->load_us));
+}
+
 static void write_head(struct buffer *out, const char *name, const char *type, const char *help)
 {
     buffer_printf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
@@ -210,6 +219,28 @@ static void write_engine(const struct metrics *m, const struct metrics_now *now,
                 "Tokens looked up in the prefix cache.", (double)s->prefix_queries_tokens);
     write_value(m, out, "vllm:prefix_cache_hits_total", "counter",
                 "Tokens found in the prefix cache.", (double)s->prefix_hits_tokens);
+    write_value(m, out, "vllm:spec_decode_num_drafts_total", "counter", "Drafts that were checked.",
+                (double)s->drafts);
+    write_value(m, out, "vllm:spec_decode_num_draft_tokens_total", "counter",
+                "Tokens of those drafts.", (double)s->draft_tokens);
+    write_value(m, out, "vllm:spec_decode_num_accepted_tokens_total", "counter",
+                "Tokens of those drafts that were kept.", (double)s->accepted_tokens);
+}
+
+/* The state of the process, and what loading took: nothing before it is over. */
+static void write_process(const struct metrics *m, const struct metrics_now *now,
+                          struct buffer *out)
+{
+    write_head(out, "mlad_state", "gauge", "1 for the state that the server is in.");
+    for (size_t i = 0; i < sizeof(state_names) / sizeof(*state_names); i++)
+        buffer_printf(out, "mlad_state{%s,state=\"%s\"} %d\n", m->labels, state_names[i],
+                      strcmp(now->state, state_names[i]) == 0);
+    if (m->load_us[LOAD_TOTAL] == 0)
+        return;
+    write_head(out, "mlad_load_seconds", "gauge", "Time that the phases of loading took.");
+    for (int i = 0; i < N_LOAD_PHASES; i++)
+        buffer_printf(out, "mlad_load_seconds{%s,phase=\"%s\"} %.6f\n", m->labels, phase_names[i],
+                      (double)m->load_us[i] * 1e-6);
 }
 
 static void write_requests(const struct metrics *m, struct buffer *out)
@@ -230,6 +261,7 @@ static void write_requests(const struct metrics *m, struct buffer *out)
 
 void metrics_write(const struct metrics *m, const struct metrics_now *now, struct buffer *out)
 {
+    write_process(m, now, out);
     write_engine(m, now, out);
     write_requests(m, out);
     for (int i = 0; i < N_HISTOGRAMS; i++)

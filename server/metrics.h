@@ -62,8 +62,12 @@ void metrics_count_prompt(struct metrics *metrics, int64_t tokens);
 /* Takes over the engine's state after a step. */
 void metrics_note_step(struct metrics *metrics, const struct engine_step *step);
 
+/* How long the phases of loading took, in microseconds. */
+void metrics_note_load(struct metrics *metrics, const int64_t load_us[N_LOAD_PHASES]);
+
 /* Values read when the page is written. */
 struct metrics_now {
+    const char *state; /* "loading", "ready", "draining" or "failed" */
     int32_t sequences; /* in the engine or on their way to it */
     int connections;
     int exchanges;

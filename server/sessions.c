@@ -154,7 +154,7 @@ int sessions_answer(struct sessions *sessions, struct http_exchange *ex, struct 
     int rc;
 
     if (!body)
-        rc = api_fault_set(fault, 400, NULL, "The body is not valid JSON: %s.", err.message);
+        rc = api_fault_set(fault, 400, NULL, "The body can't be read as JSON: %s.", err.message);
     else if (strcmp(word, NEW) == 0)
         rc = open_session(sessions, ex, fault);
     else if (strcmp(word, "CLOSE") == 0)

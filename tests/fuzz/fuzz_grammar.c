@@ -4,20 +4,23 @@
 
 #include "base/memory.h"
 #include "model/grammar.h"
+#include "tests/unit/glm.h"
 
 enum { STEPS = 12, SOURCE_MAX = 4096 };
 
-static struct vocabulary_trie *vocabulary(void)
+/* The demo model's vocabulary, or one whose calls have their arguments between tags. */
+static struct vocabulary_trie *vocabulary(bool glm)
 {
-    static struct vocabulary_trie *trie;
+    static struct vocabulary_trie *tries[2];
     struct error err;
     int32_t end = 1;
 
-    if (!trie)
-        trie =
-            vocabulary_trie_new(fuzz_tokenizer(), tokenizer_size(fuzz_tokenizer()), &end, 1, &err);
-    ASSERT(trie);
-    return trie;
+    if (!tries[glm]) {
+        const struct tokenizer *tok = glm ? glm_tokenizer() : fuzz_tokenizer();
+        tries[glm] = vocabulary_trie_new(tok, tokenizer_size(tok), &end, 1, &err);
+    }
+    ASSERT(tries[glm]);
+    return tries[glm];
 }
 
 /* The first allowed token from `start` on, around the end. */
@@ -32,9 +35,8 @@ static int32_t allowed_token(const struct vocabulary_trie *trie, const uint32_t 
     PANIC("no token is allowed");
 }
 
-static void walk(struct grammar *g, uint32_t seed)
+static void walk(struct grammar *g, const struct vocabulary_trie *trie, uint32_t seed)
 {
-    const struct vocabulary_trie *trie = vocabulary();
     uint32_t *mask = mem_alloc(trie->mask_words * sizeof(*mask));
     struct grammar_state *state = grammar_state_new(g);
 
@@ -50,17 +52,18 @@ static void walk(struct grammar *g, uint32_t seed)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const enum grammar_kind kinds[] = {GRAMMAR_JSON_SCHEMA, GRAMMAR_REGEX, GRAMMAR_EBNF,
-                                              GRAMMAR_CHOICE};
+                                              GRAMMAR_CHOICE,      GRAMMAR_CALLS, GRAMMAR_CALLS};
     struct error err;
 
     if (size < 1 || size > SOURCE_MAX)
         return 0;
+    const struct vocabulary_trie *trie = vocabulary(data[0] % 6 == 5);
     struct grammar *g =
-        grammar_compile(kinds[data[0] % 4], (const char *)data + 1, size - 1, vocabulary(), &err);
+        grammar_compile(kinds[data[0] % 6], (const char *)data + 1, size - 1, trie, &err);
     if (!g)
         return 0;
-    walk(g, 1);
-    walk(g, (uint32_t)size);
+    walk(g, trie, 1);
+    walk(g, trie, (uint32_t)size);
     grammar_unref(g);
     return 0;
 }

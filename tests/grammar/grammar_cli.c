@@ -5,16 +5,20 @@
  * DIR has a tokenizer.json. A case is a line of JSON,
  *
  *   {"kind": "schema" | "regex" | "choice" | "calls" | "ebnf" | "object", "source": ...,
- *    "seeds": [1, 2, ...], "steps": 200, "tries": ["text", ...]}
+ *    "seeds": [1, 2, ...], "steps": 200, "tries": ["text", ...],
+ *    "tools": [...], "named": "f"}
  *
  * where `source` is a string, or for schemas and choices any JSON. The answer is a line as well:
  * {"error":
  * "..."}, or {"texts": [...], "fits": [...]}: a random walk through the masks for each seed, which
- * after `steps` tokens goes the shortest way to its end; and whether each of `tries` fits. */
+ * after `steps` tokens goes the shortest way to its end; and whether each of `tries` fits. With
+ * `tools`, each text is what it is parsed to after the beginning of a call (of `named`): one call
+ * is NAME, a newline and ARGUMENTS. */
 #include "base/json.h"
 #include "base/memory.h"
 #include "base/panic.h"
 #include "model/grammar.h"
+#include "model/output.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,6 +119,44 @@ static void walk(struct session *s, struct grammar *g, uint64_t seed, int64_t st
     grammar_state_free(state);
 }
 
+static void show(void *arg, const struct output_piece *piece)
+{
+    struct buffer *out = arg;
+
+    if (piece->part == OUTPUT_CONTENT || piece->part == OUTPUT_REASONING)
+        buffer_append_str(out, "no call: ");
+    if (piece->len > 0)
+        buffer_append(out, piece->text, piece->len);
+    if (piece->part == OUTPUT_CALL_NAME)
+        buffer_append_str(out, "\n");
+}
+
+/* Replaces a text by what a server would make of it. */
+static void parse(struct session *s, const struct json *request, struct buffer *text)
+{
+    const struct output_format *format = output_format_find(s->tok);
+    const struct json *named = json_get(request, "named");
+    struct output_options options = {.parse_calls = true, .tools = json_get(request, "tools")};
+    struct output_parser *parser = output_parser_new(format, options);
+    struct token_list tokens;
+    struct buffer begun, out;
+    struct error err;
+
+    token_list_init(&tokens, TEXT_MAX_BYTES);
+    buffer_init(&begun, TEXT_MAX_BYTES);
+    buffer_init(&out, TEXT_MAX_BYTES);
+    if (output_force_call(format, s->tok, named ? json_string(named) : NULL, &tokens, &begun, &err))
+        fail(err.message);
+    output_parser_push(parser, begun.data, begun.len, show, &out);
+    output_parser_push(parser, text->data, text->len, show, &out);
+    output_parser_finish(parser, show, &out);
+    output_parser_free(parser);
+    buffer_free(&begun);
+    token_list_free(&tokens);
+    buffer_free(text);
+    *text = out;
+}
+
 /* Whether a text fits, byte by byte. */
 static bool fits(struct session *s, struct grammar *g, const char *text)
 {
@@ -181,6 +223,8 @@ static void answer(struct session *s, const struct json *request)
         if (!json_integer(i, &seed))
             fail("a seed is an integer");
         walk(s, g, (uint64_t)seed, steps, &text);
+        if (json_get(request, "tools"))
+            parse(s, request, &text);
         json_write_string(&out, text.data, (long)text.len);
         buffer_append_str(&out, json_next(i) ? ", " : "");
     }

@@ -10,11 +10,11 @@ CLI = Path(os.environ.get("MLAD_GRAMMAR_CLI", ROOT / "build" / "tests" / "gramma
 TOKENIZER = Path(os.environ.get("MLAD_GRAMMAR_TOKENIZER", ROOT / "model" / "demo"))
 
 
-def ask(cases: list[dict]) -> list[dict]:
+def ask(cases: list[dict], tokenizer: Path = TOKENIZER) -> list[dict]:
     """One answer a case: see grammar_cli.c."""
     lines = "".join(json.dumps(case) + "\n" for case in cases)
     done = subprocess.run(
-        [CLI, TOKENIZER], input=lines.encode(), capture_output=True, check=False, timeout=240
+        [CLI, tokenizer], input=lines.encode(), capture_output=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
     answers = [json.loads(line) for line in done.stdout.splitlines()]

@@ -351,6 +351,34 @@ def test_another_method_is_not_allowed(
     assert set(reply.headers["Allow"].split(", ")) == allowed
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://any.host/version", 200),
+        ("https://any.host", 200),
+        ("HTTP://any.host/nowhere", 404),
+        ("ftp://any.host/version", 404),
+    ],
+)
+def test_a_target_may_be_a_whole_url(server: Server, target: str, status: int) -> None:
+    sock = server.connect()
+    sock.sendall(f"GET {target} HTTP/1.1\r\nHost: mlad\r\n\r\n".encode())
+    assert sock.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
+    sock.close()
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**63 - 1, -(2**63), 2**62 + 12345])
+def test_seeds_of_64_bits_draw_the_same(server: Server, seed: int) -> None:
+    body = {"prompt": "One", "max_tokens": 20, "temperature": 2, "seed": seed}
+    assert server.text(**body) == server.text(**body)
+    check_400(server.post(COMPLETIONS, body | {"seed": 2**64}), "seed")
+
+
+def test_the_character_nul_is_refused_by_its_name(server: Server) -> None:
+    message = check_400(server.post(COMPLETIONS, b'{"prompt": "a\\u0000b"}', JSON_TYPE), None)
+    assert "NUL" in message and "not supported" in message
+
+
 # ---- the server's limits
 
 

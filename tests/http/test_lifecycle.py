@@ -23,6 +23,7 @@ from daemon import (
 )
 
 ENDLESS = {"prompt": "One", "max_tokens": 8000, "ignore_eos": True, "n": 4}
+LOAD_PHASES = ("backend", "weights", "memory", "cache", "tokenizer", "total")
 GET_PATHS = ["/health", "/ready", "/ping", "/metrics", "/version", "/v1/models", "/v1/models/demo"]
 
 
@@ -72,6 +73,7 @@ def test_help_lists_every_flag_and_version_the_version() -> None:
         (["serve", "--enable-prefix-caching=perhaps"], "--enable-prefix-caching"),
         (["serve", "demo"], "demo"),
         (["serve", "--config", "/no/such/file"], "/no/such/file"),
+        (["serve", "--api-key", "secret"], "--api-key is a secret"),
         (["swerve"], "swerve"),
     ],
 )
@@ -84,6 +86,11 @@ def test_a_bad_command_line_is_refused_in_one_line(arguments: list[str], named: 
 
 def test_a_bad_environment_is_refused() -> None:
     check_refused(run("serve", MLAD_PORT="x"), "environment", "--port", '"x"')
+
+
+def test_several_hosts_are_refused() -> None:
+    check_refused(run("serve", LWS_GROUP_SIZE="2"), "LWS_GROUP_SIZE is 2", "not supported")
+    assert run("--version", LWS_GROUP_SIZE="1").returncode == 0
 
 
 @pytest.mark.parametrize("line", ["prot = 1", "port", "port = x", "max-num-seqs = 0"])
@@ -236,10 +243,19 @@ def test_the_port_answers_while_the_model_loads(loading: Server, checkpoint: Pat
         reply = server.post(path, {"prompt": "One"})
         assert (reply.status, reply.error()["type"]) == (503, "service_unavailable_error")
         assert int(reply.headers["Retry-After"]) <= 30
+    metrics = server.metrics()
+    assert metrics['mlad_state{state="loading"}'] == 1
+    assert metrics['mlad_state{state="ready"}'] == 0
+    assert not any(name.startswith("mlad_load_seconds") for name in metrics)
 
     finish_loading(checkpoint)
     wait_until(lambda: server.get("/ready").status == 200, "the model is loaded")
-    assert server.get("/ping").status == 200
+    ping = server.get("/ping")
+    assert (ping.status, ping.body) == (200, b"") and server.post("/ping", b"").body == b""
+    metrics = server.metrics()
+    assert metrics['mlad_state{state="ready"}'] == 1
+    took = {p: metrics[f'mlad_load_seconds{{phase="{p}"}}'] for p in LOAD_PHASES}
+    assert 0 < took["weights"] < took["total"] and took["tokenizer"] > 0
     assert server.text(prompt="One", max_tokens=2, ignore_eos=True)
 
 
@@ -308,9 +324,40 @@ def test_metrics_follow_prometheus_text_format(server: Server) -> None:
         "num_preemptions_total prefix_cache_queries_total prefix_cache_hits_total "
         "time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds "
         "request_queue_time_seconds request_prompt_tokens request_generation_tokens "
-        "iteration_tokens_total"
+        "iteration_tokens_total spec_decode_num_drafts_total "
+        "spec_decode_num_draft_tokens_total spec_decode_num_accepted_tokens_total"
     )
     assert {f"vllm:{name}" for name in wanted.split()} <= set(kinds)
+
+
+LATENCIES = ".3 .5 .8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"
+BOUNDS = {
+    "time_to_first_token_seconds": ".001 .005 .01 .02 .04 .06 .08 .1 .25 .5 .75 1 2.5 5 7.5 10 20 "
+    "40 80 160 640 2560",
+    "inter_token_latency_seconds": ".01 .025 .05 .075 .1 .15 .2 .3 .4 .5 .75 1 2.5 5 7.5 10 20 40 "
+    "80",
+    "e2e_request_latency_seconds": LATENCIES,
+    "request_queue_time_seconds": LATENCIES,
+    "request_inference_time_seconds": LATENCIES,
+    "request_prefill_time_seconds": LATENCIES,
+    "request_decode_time_seconds": LATENCIES,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_histograms_have_the_bounds_that_dashboards_know(server: Server, name: str) -> None:
+    found = re.findall(
+        rf'^vllm:{name}_bucket\{{.*le="([^"]+)"', server.get("/metrics").body.decode(), re.MULTILINE
+    )
+    assert [float(bound) for bound in found[:-1]] == [float(b) for b in BOUNDS[name].split()]
+    assert found[-1] == "+Inf"
+
+
+def test_the_cache_is_described(server: Server) -> None:
+    (info,) = [name for name in server.metrics() if name.startswith("vllm:cache_config_info")]
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
+    assert labels["block_size"] == "64" and int(labels["num_gpu_blocks"]) > 0
+    assert server.metrics()[info] == 1
 
 
 def test_histograms_count_what_happened(server: Server) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -26,6 +27,7 @@ from daemon import (
     wait_until,
 )
 from test_large_bodies import HEAVY
+from test_lifecycle import check_refused, run
 
 NOBODY = 65534
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
@@ -132,11 +134,68 @@ def test_custom_attributes_come_back_whole_and_strange_headers_do_no_harm(server
     assert stream.headers[ATTRIBUTES] == "a=b" and b"[DONE]" in stream.body
 
 
+def test_a_driver_that_is_too_old_is_told(tmp_path: Path) -> None:
+    """A driver for CUDA 12.4, which says so and can do nothing else."""
+    if b"libcuda.so.1" not in BINARY.read_bytes():
+        done = run("serve", "--device", "cuda", "--port", "0", "--model", str(DEMO_MODEL))
+        check_refused(done, "this build has the CPU backend only")
+        return
+    source = tmp_path / "driver.c"
+    source.write_text("int cuDriverGetVersion(int *v) { *v = 12040; return 0; }\n")
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    done = run("serve", "--port", "0", "--model", str(DEMO_MODEL), LD_LIBRARY_PATH=str(tmp_path))
+    check_refused(done, "the NVIDIA driver is too old", "580")
+
+
+# ---- the image
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Instructions of the Dockerfile by the names of its stages, with those they begin from."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    found: dict[str, list[tuple[str, str]]] = {}
+    name = ""
+    for line in text.splitlines():
+        if match := re.match(r"FROM (\S+) AS (\w+)$", line):
+            name = match[2]
+            found[name] = list(found.get(match[1], []))
+        elif line and not line.startswith("#"):
+            word, rest = line.split(" ", 1)
+            found[name].append((word, rest))
+    return found
+
+
+def test_the_image_is_what_the_platforms_run() -> None:
+    images = stages()
+    *_, default = images  # what `docker build` makes without --target
+    for name in ("sagemaker", default):
+        parts = dict(images[name])
+        assert json.loads(parts["ENTRYPOINT"]) == ["/opt/mlad/bin/mlad"]  # no shell, no init
+        assert json.loads(parts["CMD"]) == ["serve"]
+        assert json.loads(parts["HEALTHCHECK"].split("CMD ")[1])[1:] == ["healthcheck"]
+        assert parts["EXPOSE"] == "8080"
+        words = [word for key, value in images[name] if key == "ENV" for word in value.split()]
+        assert "MLAD_HOST=0.0.0.0" in words and "NVIDIA_VISIBLE_DEVICES=all" in words
+        assert "RUN" not in [key for key, _ in images[name]]  # nothing is installed
+    assert "USER" not in dict(images["sagemaker"])  # root, as SageMaker wants it
+    assert int(dict(images[default])["USER"].split(":")[0]) > 0
+    steps = [value for key, value in images["build"] if key == "RUN"]
+    assert [step.split()[0] for step in steps] == ["scripts/cuda.sh", "scripts/dist.sh"]
+
+
 # ---- Kubernetes, ECS
+
+
+def test_weights_are_read_and_not_mapped(server: Server) -> None:
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "safetensors" not in maps
+
 
 
 def run_restricted() -> None:
     """No file of more than 0 bytes can be written, and, where that can be had, no rights."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # ThreadSanitizer tries to write one
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if os.getuid() == 0:
         os.setgroups([])

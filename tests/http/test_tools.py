@@ -1,11 +1,13 @@
 """Tool calls and reasoning: split from the content, whole and streamed alike."""
 
 import json
+from collections.abc import Iterator
 
 import jsonschema
 import openai
 import pytest
-from daemon import CHAT, Server
+from daemon import CHAT, DEMO_MODEL, Server
+from test_chat_template import TEMPLATE, make_model
 
 
 def tool(name: str, **properties: str) -> dict:
@@ -176,12 +178,14 @@ def strict_tools() -> list[dict]:
     return tools
 
 
-def required_call(server: Server, seed: int, stream: bool) -> tuple[str, str, str]:
+def required_call(
+    server: Server, seed: int, stream: bool, choice: str | dict = "required"
+) -> tuple[str, str, str]:
     """Name, arguments and finish reason of a required call by a model that is all random."""
     fields = {
         "messages": [{"role": "user", "content": f"Hello {seed}"}],
         "tools": strict_tools(),
-        "tool_choice": "required",
+        "tool_choice": choice,
         "temperature": 5,
         "seed": seed,
         "max_tokens": 400,
@@ -203,14 +207,35 @@ def required_call(server: Server, seed: int, stream: bool) -> tuple[str, str, st
     return name, arguments, finish
 
 
-def test_arguments_of_whichever_tool_is_called_fit_its_schema(server: Server) -> None:
+GLM = "<tool_call> </tool_call> <arg_key> </arg_key> <arg_value> </arg_value>".split()
+MARKERS = {"glm": (1003, GLM), "deepseek_v32": (1007, ["｜DSML｜"]), "deepseek": (1003, [])}
+
+
+@pytest.fixture(scope="module", params=MARKERS)
+def formatted(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo model with another family's markers: its own text for them is nonsense."""
+    first, markers = MARKERS[request.param]
+    added = json.loads((DEMO_MODEL / "tokenizer.json").read_text())["added_tokens"]
+    for token in added:
+        if 0 <= token["id"] - first < len(markers):
+            token["content"] = markers[token["id"] - first]
+    files = {"tokenizer__json": {"added_tokens": added}, "chat_template__jinja": TEMPLATE}
+    server = Server(model=make_model(tmp_path_factory.mktemp("model") / "m", **files))
+    try:
+        yield server
+        server.stop()
+    finally:
+        server.kill()
+
+
+def test_arguments_of_whichever_tool_is_called_fit_its_schema(formatted: Server) -> None:
     schemas = {
         tool["function"]["name"]: tool["function"].get("parameters", {"type": "object"})
         for tool in strict_tools()
     }
     called = set()
     for seed in range(24):
-        name, arguments, finish = required_call(server, seed, stream=seed % 2 == 1)
+        name, arguments, finish = required_call(formatted, seed, stream=seed % 2 == 1)
         if name == "restart" and finish == "length":
             continue  # any object will do, and a random one need not end
         assert finish == "tool_calls"
@@ -219,9 +244,20 @@ def test_arguments_of_whichever_tool_is_called_fit_its_schema(server: Server) ->
     assert {"set_level", "set_level_of"} <= called
 
 
-def test_whole_and_streamed_required_calls_are_alike(server: Server) -> None:
+def test_whole_and_streamed_required_calls_are_alike(formatted: Server) -> None:
     for seed in range(4):
-        assert required_call(server, seed, False) == required_call(server, seed, True)
+        assert required_call(formatted, seed, False) == required_call(formatted, seed, True)
+
+
+def test_arguments_of_a_named_tool_fit_its_schema(formatted: Server) -> None:
+    tools = strict_tools()
+    for seed in range(8):
+        function = tools[seed % 2]["function"]
+        name, arguments, finish = required_call(
+            formatted, seed, stream=seed % 4 > 1, choice={"type": "function", "function": function}
+        )
+        assert (name, finish) == (function["name"], "tool_calls")
+        jsonschema.validate(json.loads(arguments), function["parameters"])
 
 
 def test_a_required_call_and_a_format_of_the_text_contradict(server: Server) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from daemon import CHAT, COMPLETIONS, Server, wait_until
+from daemon import CHAT, COMPLETIONS, DEMO_MODEL, Server, wait_until
 from test_lifecycle import check_refused, run
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -237,7 +237,7 @@ def test_a_collector_that_is_not_there_harms_nothing(start) -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    serve = ("serve", "--port", "0")
+    serve = ("serve", "--port", "0", "--model", str(DEMO_MODEL))
     check_refused(run(*serve, "--otlp-traces-endpoint", "localhost:4318"), "http://")
     check_refused(run(*serve, "--otlp-headers", "x=y"), "--otlp-headers")
     endpoint = ("--otlp-traces-endpoint", "http://127.0.0.1:1")

@@ -28,6 +28,12 @@ DOCUMENTS = corpus.documents()
 TEXTS = [document.decode("utf-8", "replace") for document in DOCUMENTS]
 SOME = 700  # documents, where all of them would take too long
 
+# What is repeated in texts that patterns, markers and merges could take quadratic time for.
+HOSTILE = [" ", "\n", " \n", "\r\n", "\u3000", "a", "aA", "7", "!", "'s", "漢", "é", "\u0301", "▁"]
+HOSTILE += ["<", "<think>", "  a", "\0", "\u200b"]
+HOSTILE_BYTES = 1 << 17
+HOSTILE_MS = 30_000  # for all of them; quadratic time would be several times more for one
+
 
 class Subject:
     """One tokenizer: its folder, and a package's reading of it."""
@@ -45,6 +51,7 @@ class Subject:
         )
         assert done.returncode == 0, done.stderr.decode()
         print(f"{self.name} {mode}: {done.stderr.decode().strip()}")
+        self.times = dict(item.split("=") for item in done.stderr.decode().split())
         answers, at = [], 0
         while at < len(done.stdout):
             (size,) = struct.unpack_from("<I", done.stdout, at)
@@ -106,6 +113,14 @@ def test_classes_hold_the_same_characters(pattern: str, tmp_path: Path):
     expected = remover.oracle.tokenizer.decode(ids)
     different = set(left) ^ set(expected)
     assert not different, [f"U+{ord(c):04X}" for c in sorted(different)][:50]
+
+
+def test_hostile_texts_take_linear_time(subject: Subject):
+    """Repetitions, and with an end that no longer fits."""
+    texts = [unit * (HOSTILE_BYTES // len(unit.encode())) for unit in HOSTILE]
+    frames = [text.encode() for text in texts] + [(text + "x").encode() for text in texts]
+    assert len(subject.run("encode", frames)) == 2 * len(frames)
+    assert float(subject.times["encode_ms"]) < HOSTILE_MS
 
 
 def test_text_only_recognises_no_markers(subject: Subject):

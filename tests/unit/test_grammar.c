@@ -4,6 +4,7 @@
 #include "base/utf8.h"
 #include "model/grammar.h"
 #include "model/grammar_automaton.h"
+#include "tests/unit/glm.h"
 #include "tests/unit/unit.h"
 
 #include <pthread.h>
@@ -288,10 +289,10 @@ START_TEST(test_a_call_has_the_arguments_of_its_own_tool)
         {"get", "1", true},      {"get", "2", false},  {"get_all", "2", true},
         {"get_all", "1", false}, {"free", "{}", true}, {"free", "1", false},
     };
-    int32_t separator = trie->separator;
+    int32_t separator = trie->markers[0].id;
     uint32_t *mask = new_mask();
 
-    ck_assert_int_ge(separator, 0);
+    ck_assert_int_eq(trie->markers_n, 1);
     for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
         struct grammar *g = compile(GRAMMAR_CALLS, source);
         struct grammar_state *state = grammar_state_new(g);
@@ -308,6 +309,53 @@ START_TEST(test_a_call_has_the_arguments_of_its_own_tool)
         grammar_unref(g);
     }
     free(mask);
+}
+END_TEST
+
+/* Replaces the tokenizer by one that has GLM's markers. */
+static void load_glm(void)
+{
+    int32_t end = END;
+    struct error err;
+
+    unload();
+    tok = glm_tokenizer();
+    trie = vocabulary_trie_new(tok, tokenizer_size(tok), &end, 1, &err);
+    ck_assert_msg(trie != NULL, "%s", trie ? "" : err.message);
+}
+
+static bool accept_marker(struct grammar_state *state, const char *marker)
+{
+    int32_t id = tokenizer_id(tok, marker);
+
+    ck_assert_int_ge(id, 0);
+    return grammar_accept(state, id);
+}
+
+START_TEST(test_arguments_between_tags_hold_any_text_but_the_end)
+{
+    load_glm();
+    struct grammar *g = compile(
+        GRAMMAR_CALLS, "[{\"name\":\"f\",\"arguments\":{\"type\":\"object\",\"properties\":{"
+                       "\"s\":{\"type\":\"string\"}},\"required\":[\"s\"]}}]");
+    struct grammar_state *state = grammar_state_new(g);
+
+    ck_assert_int_eq(trie->markers_n, 5);
+    ck_assert(accept_text(state, "f"));
+    ck_assert(!accept_marker(state, "<arg_value>") && !accept_marker(state, "</tool_call>"));
+    ck_assert(accept_marker(state, "<arg_key>") && accept_text(state, "s"));
+    ck_assert(accept_marker(state, "</arg_key>") && accept_marker(state, "<arg_value>"));
+    ck_assert(accept_text(state, "a < b, <b>\"c\"</b>, <</arg_value, </arg_valu"));
+    ck_assert(accept_text(state, "e"));
+    ck_assert(!accept_text(state, ">"));
+    ck_assert(!accept_marker(state, "</tool_call>"));
+    ck_assert(accept_marker(state, "</arg_value>"));
+    ck_assert(!accept_marker(state, "<arg_key>")); /* there is nothing more that is named */
+    ck_assert(!grammar_may_end(state));
+    ck_assert(accept_marker(state, "</tool_call>"));
+    ck_assert(grammar_finished(state));
+    grammar_state_free(state);
+    grammar_unref(g);
 }
 END_TEST
 
@@ -613,6 +661,7 @@ static void add_cases(TCase *tcase)
     tcase_add_test(tcase, test_end_is_allowed_only_where_the_text_may_end);
     tcase_add_test(tcase, test_special_tokens_and_markers_are_never_allowed);
     tcase_add_test(tcase, test_a_call_has_the_arguments_of_its_own_tool);
+    tcase_add_test(tcase, test_arguments_between_tags_hold_any_text_but_the_end);
     tcase_add_test(tcase, test_a_refused_token_changes_nothing);
     tcase_add_test(tcase, test_a_copy_goes_its_own_way);
     tcase_add_test(tcase, test_white_space_in_json_is_bounded);

@@ -3,6 +3,7 @@
     deploy.py NAME --image ACCOUNT.dkr.ecr.REGION.amazonaws.com/mlad:latest \
         --model s3://BUCKET/models/DeepSeek-V2-Lite/ --role arn:aws:iam::ACCOUNT:role/ROLE
 
+The image is that of `docker build --target sagemaker`, which runs as root, as SageMaker wants it.
 Settings of mlad go in as environment (--set MLAD_MAX_NUM_SEQS=64, at most 16), or in a file
 mlad.conf beside config.json in the model's folder.
 """

@@ -1,0 +1,14 @@
+/* tekken.json files of any content: loaded or refused, and what is loaded encodes. */
+#include "tests/fuzz/fuzz.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct error err;
+
+    fuzz_write("tekken.json", data, size);
+    struct tokenizer *tok = tokenizer_load(fuzz_folder(), &err);
+    if (tok)
+        fuzz_encode(tok);
+    tokenizer_free(tok);
+    return 0;
+}
