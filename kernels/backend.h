@@ -53,6 +53,29 @@ static inline int64_t kv_row_elements(const struct mla_shape *shape, enum dtype 
     return shape->kv_lora_rank + shape->rope_dim;
 }
 
+/* Shape of the indexer that chooses which tokens a row attends to (DeepSeek-V3.2, section 2.1).
+ * Queries and keys have `dim` values, of which the first are rotated. */
+struct index_shape {
+    int32_t top_k; /* tokens that a row attends to at most; 0: there is no indexer */
+    int32_t heads;
+    int32_t dim;
+    int32_t max_positions; /* of a sequence: so many scores a row can have */
+};
+
+/* One layer's indexer. */
+struct index_layer {
+    struct index_shape shape;
+    struct tensor norm, norm_bias; /* (dim) of the keys' layer norm */
+    struct tensor key_cache;       /* (pages, KV_PAGE_TOKENS, dim) of index_key_dtype(): keys,
+                                      normalised and rotated, by the pages of the KV cache */
+};
+
+/* What the keys are kept as beside a KV cache of this type. */
+static inline enum dtype index_key_dtype(enum dtype kv_dtype)
+{
+    return kv_dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16;
+}
+
 enum router_scoring { ROUTER_SOFTMAX, ROUTER_SIGMOID };
 
 /* How experts are chosen (config.json: scoring_func, topk_method, n_group, ...). */
@@ -64,6 +87,7 @@ struct router_config {
     int32_t top_groups; /* groups kept */
     int32_t normalize;  /* weights divided by their sum + 1e-20 */
     float scale;        /* routed_scaling_factor */
+    int32_t identity;   /* more that can be chosen, after `experts`, and give their input back */
 };
 
 /* Experts' weights of one layer. */
@@ -95,6 +119,8 @@ struct backend_shapes {
     struct router_config router; /* experts 0: none */
     int32_t moe_intermediate;    /* of one expert */
     int32_t shared_intermediate; /* of the shared experts together */
+    struct index_shape index;    /* top_k 0: none */
+    int32_t ue8m0;               /* FP8 activations have powers of two as scales (scale_fmt) */
 };
 
 struct backend;
@@ -110,9 +136,10 @@ struct backend_options {
                                 backend is always so */
 };
 
-/* What a weight is for. Matrices are kept as the backend multiplies them (CUDA: BF16), the others
- * (norms, biases, the router) as F32. */
-enum weight_use { WEIGHT_MATRIX, WEIGHT_EXACT };
+/* What a weight is for. Matrices are kept as the backend multiplies them (CUDA: BF16, or F8_E4M3),
+ * tables, which are not only operands of linear, gated and moe (embeddings, kv_b), likewise, but
+ * never as FP8; the others (norms, biases, the router) as F32. */
+enum weight_use { WEIGHT_MATRIX, WEIGHT_TABLE, WEIGHT_EXACT };
 
 enum { BACKEND_MAX_STEPS = 2 }; /* begun and not yet finished */
 
@@ -129,9 +156,12 @@ struct backend_ops {
 
     /* Weights. alloc_weight takes the memory for one that comes as `file_dtype` and sets its dtype
      * by its use. upload fills the elements from `first` on with those of a host tensor of any
-     * float dtype but F8_E4M3; the host memory can be used again when it returns. Several threads
-     * may upload at once; copies from stage_alloc's memory are fast (page-locked for CUDA).
-     * fill_random writes normally distributed numbers with the deviation `scale`. */
+     * float dtype; the host memory can be used again when it returns. Several threads may upload at
+     * once; copies from stage_alloc's memory are fast (page-locked for CUDA). fill_random writes
+     * normally distributed numbers with the deviation `scale`.
+     *
+     * F8_E4M3 is for backends that keep it (keeps_fp8): then alloc_weight takes memory for scales
+     * too, which are uploaded as a tensor of their own, and the weight itself in whole rows. */
     int (*alloc_weight)(struct backend *be, struct tensor *dst, enum weight_use use,
                         enum dtype file_dtype, int rank, const int64_t *shape, struct error *err);
     int (*upload)(struct backend *be, struct tensor *dst, int64_t first, const struct tensor *host,
@@ -166,7 +196,7 @@ struct backend_ops {
     /* out (T, d) = rows of table (V, d) by the batch's tokens, times `scale`. */
     void (*embed)(struct backend *be, struct tensor out, struct tensor table, float scale);
 
-    /* out = x / rms(x) * weight, over the last dimension; x (T, n), weight (n). */
+    /* out = x / rms(x) * weight, over the last dimension; x (T, n), weight (n). `out` may be x. */
     void (*rmsnorm)(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
                     float eps);
 
@@ -185,24 +215,48 @@ struct backend_ops {
                           const struct mla_layer *layer, struct tensor norm, float eps,
                           const struct rope_config *rope);
 
+    /* Writes k (T, dim) to the rows' places in the layer's key cache: its layer norm, of which the
+     * first rope->dim values are rotated. Rotates those of each head of q (T, heads * dim) in
+     * place. Chooses for each row at a position from top_k on the top_k tokens, of those it sees,
+     * with the largest sum over heads of w relu(q . key), w (T, heads) F32; of equal ones the
+     * earlier. */
+    void (*index_tokens)(struct backend *be, struct tensor q, struct tensor k, struct tensor w,
+                         const struct index_layer *layer, const struct rope_config *rope);
+
     /* out (T, H * v_dim) = causal attention of q over the paged cache, for the rows of sequences
      * that are not absorbed (mla_prefill, expanded heads) or are (mla_decode, in latent space).
-     * Together they write every row. */
+     * Together they write every row.
+     *
+     * Where the model has an indexer, rows from position top_k on attend to the tokens that the
+     * last index_tokens chose for them; all of those are mla_decode's. */
     void (*mla_prefill)(struct backend *be, struct tensor out, struct tensor q,
                         const struct mla_layer *layer);
     void (*mla_decode)(struct backend *be, struct tensor out, struct tensor q,
                        const struct mla_layer *layer);
 
+    /* x (T, n) *= 1 + beta ln(1 + floor(position / every)). */
+    void (*scale_by_position)(struct backend *be, struct tensor x, float beta, int32_t every);
+
     /* ids (T, top_k) I32 and weights (T, top_k) F32 of the chosen experts from the router's
-     * logits (T, experts) F32 and bias (experts) F32 (bias.data NULL: none). */
+     * logits (T, experts + identity) F32 and bias (experts + identity) F32 (bias.data NULL: none).
+     */
     void (*route)(struct backend *be, struct tensor ids, struct tensor weights,
                   struct tensor logits, struct tensor bias, const struct router_config *config);
 
-    /* out (T, d) += sum over the chosen experts of weight * down(silu(gate x) * up x), and the same
-     * of the shared experts, whose intermediate size is a multiple of one expert's (NULL: none). */
-    void (*moe)(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-                struct tensor weights, const struct moe_weights *experts,
+    /* out (T, d) += x times the sum of its row's weights of identity experts, which are those whose
+     * ids are `experts` or more. Their ids become -1. */
+    void (*identity_experts)(struct backend *be, struct tensor out, struct tensor x,
+                             struct tensor ids, struct tensor weights, int32_t experts);
+
+    /* out (T, d) = residual + sum over the chosen experts of weight * down(silu(gate x) * up x),
+     * and the same of the shared experts, whose intermediate size is a multiple of one expert's
+     * (NULL: none). The id -1 is no expert; `residual` may be `out`; data NULL: none. */
+    void (*moe)(struct backend *be, struct tensor out, struct tensor residual, struct tensor x,
+                struct tensor ids, struct tensor weights, const struct moe_weights *experts,
                 const struct ffn_weights *shared);
+
+    /* sum (T, n) += x. */
+    void (*add)(struct backend *be, struct tensor sum, struct tensor x);
 
     /* out (R, d) = the rows of x (T, d) that want logits. */
     void (*gather_logit_rows)(struct backend *be, struct tensor out, struct tensor x);
@@ -226,6 +280,10 @@ struct backend {
     const struct backend_ops *ops;
     enum dtype activation_dtype;
     enum dtype kv_dtype;
+
+    /* Takes F8_E4M3 matrices in 128 x 128 blocks, of a multiple of 8 rows and 128 columns; those of
+     * one call of gated or moe all, or none of them. */
+    int32_t keeps_fp8;
 };
 
 /* alloc_weight and upload of a whole tensor. */
@@ -236,7 +294,7 @@ int backend_upload(struct backend *be, struct tensor *dst, enum weight_use use,
 struct backend *backend_cpu_open(const struct backend_options *options);
 
 /* The backend for NVIDIA Hopper GPUs (kernels/cuda/), in builds that have it (MLAD_CUDA). */
-int backend_cuda_devices(void); /* GPUs it can run on; 0 without a driver */
+int backend_cuda_devices(void); /* GPUs it can run on; 0 without a driver, -1: it is too old */
 struct backend *backend_cuda_open(const struct backend_options *options, struct error *err);
 
 /* What a GPU can do at best: for comparison. */

@@ -63,7 +63,8 @@ struct mla_seqs {
     const int32_t *kv_lens;      /* (n_seqs) tokens in the cache, those of the queries included */
     const int32_t *block_tables; /* page numbers of all sequences */
     const int32_t *table_starts; /* (n_seqs) a sequence's first entry; NULL: i * table_stride */
-    int32_t table_stride;
+    int32_t table_stride; /* with table_starts: entries of block_tables that may be read, in all; 0
+                             when that isn't known, which costs a decode call a wait */
 };
 
 /* ---- decode: queries in latent space, all heads share a row ------------------------------------
@@ -98,7 +99,7 @@ size_t mla_decode_workspace(int32_t n_seqs, int32_t query_rows, int32_t heads, i
  * rotated to the row's position, both stored at the row's slot; and the rope part of each head of q
  * rotated in place. Computed in float, rounded once. */
 
-enum { MLA_MAX_ROPE = 128 };
+enum { MLA_MAX_ROPE = 128, MLA_ABSORB_ROWS = 8 };
 
 /* Rotary embedding. Angle of pair i at position p: p * inv_freq[i], a float product. */
 struct mla_rope {
@@ -125,6 +126,16 @@ struct mla_write_args {
      * end of the heads' rows for mla_decode: bf16 (absorbed_rows, heads, latent_dim + rope_dim). */
     void *q_absorbed;
     int32_t absorbed_rows;
+
+    /* With kv_b (as mla_prefill has it), the rest of the heads' rows in q_absorbed is written too:
+     * W_UK^T q_nope. For at most MLA_ABSORB_ROWS rows, all of them absorbed ones; nope_dim a
+     * multiple of 8 to 256, latent_dim of 64, rope_dim of 16. NULL: it isn't. */
+    const void *kv_b;
+    int32_t v_dim;
+
+    /* With kv_b: sequences whose rows of the cache are brought to L2 while the kernel ahead still
+     * runs, since mla_decode reads them next. n_seqs 0: none. */
+    struct mla_seqs seqs;
 };
 
 int mla_write(const struct mla_write_args *args, mla_stream stream);

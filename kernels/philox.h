@@ -31,15 +31,25 @@ HOST_DEVICE void philox4x32_10(uint32_t out[4], const uint32_t counter[4], const
     out[3] = c3;
 }
 
-/* 52 random bits that belong to a token of a row. */
-HOST_DEVICE uint64_t sampling_bits(uint64_t seed, int32_t step, int32_t token)
+/* 52 random bits for each of the tokens 2 pair and 2 pair + 1 of a row. */
+HOST_DEVICE void sampling_bits_of_pair(uint64_t bits[2], uint64_t seed, int32_t step, int32_t pair)
 {
-    const uint32_t counter[4] = {(uint32_t)token, (uint32_t)step, 0, 0};
+    const uint32_t counter[4] = {(uint32_t)pair, (uint32_t)step, 0, 0};
     const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     uint32_t word[4];
 
     philox4x32_10(word, counter, key);
-    return (uint64_t)(word[0] >> 6) << 26 | word[1] >> 6;
+    bits[0] = (uint64_t)(word[0] >> 6) << 26 | word[1] >> 6;
+    bits[1] = (uint64_t)(word[2] >> 6) << 26 | word[3] >> 6;
+}
+
+/* Those of one token. */
+HOST_DEVICE uint64_t sampling_bits(uint64_t seed, int32_t step, int32_t token)
+{
+    uint64_t bits[2];
+
+    sampling_bits_of_pair(bits, seed, step, token / 2);
+    return bits[token % 2];
 }
 
 /* Standard Gumbel noise, -log(-log(u)), with u in (0, 1) of the 52 bits and a half. */

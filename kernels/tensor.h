@@ -16,6 +16,7 @@ struct tensor {
     enum dtype dtype;
     int rank;
     int64_t shape[TENSOR_MAX_RANK];
+    float *scales; /* of a F8_E4M3 weight (..., n, k): (..., ceil(n / 128), ceil(k / 128)) floats */
 };
 
 static inline size_t dtype_size(enum dtype dtype)

@@ -10,8 +10,10 @@
 #include "base/buffer.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "model/config_indexer.h"
+#include "model/config_rope.h"
+#include "model/family.h"
 #include "model/keys.h"
-#include "model/rope.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -26,146 +28,24 @@ enum {
     MAX_HEAD_DIM = 1024,
     MAX_LORA_RANK = 4096,
     MAX_EXPERTS = 4096,
-    MAX_POSITIONS = 1 << 24, /* whole numbers that float32 angles can still tell apart */
     MAX_QUANT_BLOCK = 4096,
 };
 
 /* transformers builds q_a_layernorm and kv_a_layernorm without giving them rms_norm_eps. */
 static const float LORA_NORM_EPS = 1e-6f;
 
-/* A graph of layers, and what config.json means for it where a key is absent. */
-struct graph {
-    enum router_scoring scoring;
-    const char *scoring_func[2];
-    const char *topk_methods[3]; /* the first is the default */
-    bool router_bias;            /* has e_score_correction_bias */
-    bool reads_norm_topk_prob;   /* or else weights are never normalised */
-    bool reads_rope_interleave;  /* or else pairs are always interleaved */
-    bool reads_mlp_layer_types;  /* which, where they are there, say what layers are MoE */
-    bool tie_embeddings;
-    int32_t first_k_dense_replace, n_shared_experts, n_group, topk_group;
-    double routed_scaling_factor;
-};
-
-/* DeepSeek's own deepseek_v2 code divides the weights by their sum when norm_topk_prob is set (and
- * leaves out the scale then). transformers knows no norm_topk_prob there, nor is it set in any
- * released checkpoint; transformers is followed. */
-static const struct graph graph_v2 = {
-    .scoring = ROUTER_SOFTMAX,
-    .scoring_func = {"softmax"},
-    .topk_methods = {"greedy", "group_limited_greedy"},
-    .n_shared_experts = 2,
-    .routed_scaling_factor = 1,
-};
-
-static const struct graph graph_v3 = {
-    .scoring = ROUTER_SIGMOID,
-    .scoring_func = {"sigmoid"},
-    .topk_methods = {"noaux_tc"},
-    .router_bias = true,
-    .reads_norm_topk_prob = true,
-    .reads_rope_interleave = true,
-    .first_k_dense_replace = 3,
-    .n_shared_experts = 1,
-    .n_group = 8,
-    .topk_group = 4,
-    .routed_scaling_factor = 2.5,
-};
-
-/* GLM-4.7-Flash: its layers are DeepSeek-V3's. */
-static const struct graph graph_glm4_moe_lite = {
-    .scoring = ROUTER_SIGMOID,
-    .scoring_func = {"sigmoid"},
-    .topk_methods = {"noaux_tc"},
-    .router_bias = true,
-    .reads_norm_topk_prob = true,
-    .reads_rope_interleave = true,
-    .reads_mlp_layer_types = true,
-    .first_k_dense_replace = 1,
-    .n_shared_experts = 1,
-    .n_group = 1,
-    .topk_group = 1,
-    .routed_scaling_factor = 1.8,
-};
-
-/* Youtu-LLM: the same attention, and no experts. */
-static const struct graph graph_youtu = {
-    .reads_rope_interleave = true,
-    .tie_embeddings = true,
-};
-
-static const struct family {
-    const char *model_type;
-    const char *architecture;
-    const struct graph *graph;
-} families[] = {
-    {"deepseek_v2", "DeepseekV2ForCausalLM", &graph_v2},
-    {"deepseek_v3", "DeepseekV3ForCausalLM", &graph_v3},
-    {"kimi_k2", "DeepseekV3ForCausalLM", &graph_v3},
-    {"joyai_llm_flash", "DeepseekV3ForCausalLM", &graph_v3},
-    {"glm4_moe_lite", "Glm4MoeLiteForCausalLM", &graph_glm4_moe_lite},
-    {"youtu", "YoutuForCausalLM", &graph_youtu},
-    {"youtu_llm", "YoutuForCausalLM", &graph_youtu},
-};
-
-enum { N_FAMILIES = sizeof(families) / sizeof(*families) };
-
-/* The first of "architectures", or NULL. */
-static const char *architecture_of(const struct json *root)
-{
-    const struct json *list = json_get(root, "architectures");
-    const struct json *first = json_is(list, JSON_ARRAY) ? json_first(list) : NULL;
-
-    return json_is(first, JSON_STRING) ? json_string(first) : NULL;
-}
-
-static void refuse_family(const struct keys *k, const char *type, const char *architecture)
-{
-    struct buffer supported;
-
-    buffer_init(&supported, sizeof(k->err->message));
-    for (size_t i = 0; i < N_FAMILIES; i++)
-        buffer_printf(&supported, "%s%s", i ? ", " : "", families[i].model_type);
-    error_set(k->err, "%s: model type \"%.64s\"%s%.64s is not supported; supported are %s", k->file,
-              type, architecture ? " with architecture " : "", architecture ? architecture : "",
-              supported.data);
-    buffer_free(&supported);
-}
-
-/* The family that the file names, or NULL and a message. */
-static const struct family *find_family(const struct keys *k)
-{
-    const struct json *type = json_get(k->object, "model_type");
-    const char *architecture = architecture_of(k->object);
-
-    if (!json_is(type, JSON_STRING)) {
-        keys_refuse(k, "model_type", "a string");
-        return NULL;
-    }
-    if (keys_present(k, "architectures") && !architecture) {
-        keys_refuse(k, "architectures", "a list of strings");
-        return NULL;
-    }
-    for (size_t i = 0; i < N_FAMILIES; i++)
-        if (strcmp(json_string(type), families[i].model_type) == 0 &&
-            (!architecture || strcmp(architecture, families[i].architecture) == 0))
-            return &families[i];
-    refuse_family(k, json_string(type), architecture);
-    return NULL;
-}
-
 static int read_shape(const struct keys *k, const struct graph *graph, struct model_config *c)
 {
     static const char *const activations[] = {"silu", NULL};
+    int32_t each = graph->shortcut_moe ? 2 : 1; /* layers to one of the file's */
     const char *activation;
     double eps;
     bool mlp_bias;
 
     if (keys_int(k, "vocab_size", 1, MAX_VOCAB, &c->vocab_size) ||
         keys_int(k, "hidden_size", 1, MAX_WIDTH, &c->hidden_size) ||
-        keys_int(k, "num_hidden_layers", 1, MODEL_MAX_LAYERS, &c->layers) ||
+        keys_int(k, "num_hidden_layers", 1, MODEL_MAX_LAYERS / each, &c->layers) ||
         keys_int(k, "intermediate_size", 1, MAX_WIDTH, &c->dense_intermediate) ||
-        keys_int(k, "max_position_embeddings", 1, MAX_POSITIONS, &c->max_positions) ||
         keys_number_or(k, "rms_norm_eps", 1e-6, 1e-12, 0.1, &eps) ||
         keys_choice_or(k, "hidden_act", "silu", activations, &activation) ||
         keys_bool_or(k, "tie_word_embeddings", graph->tie_embeddings, &c->tie_embeddings) ||
@@ -174,111 +54,90 @@ static int read_shape(const struct keys *k, const struct graph *graph, struct mo
         return -1;
     if (mlp_bias)
         return keys_refuse(k, "mlp_bias", "false");
+    c->layers *= each;
     c->rms_norm_eps = (float)eps;
     c->lora_norm_eps = LORA_NORM_EPS;
+    c->shortcut_moe = graph->shortcut_moe;
+    c->moe_post_norm = graph->moe_post_norm;
+    if (graph->max_positions)
+        return keys_int_or(k, "max_position_embeddings", graph->max_positions, 1,
+                           CONFIG_MAX_POSITIONS, &c->max_positions);
+    return keys_int(k, "max_position_embeddings", 1, CONFIG_MAX_POSITIONS, &c->max_positions);
+}
+
+/* MiniCPM's scales: of embeddings (m), of what each block adds to the residual stream (r), and of
+ * the head's input (h). Here the stream is kept divided by r, so that blocks are added as they are:
+ * what reads it, a norm, is the same for both but for its epsilon. */
+static int read_mup(const struct keys *k, struct model_config *c)
+{
+    double m, depth, base, r;
+
+    if (keys_number_or(k, "scale_emb", 12, 1e-6, 1e6, &m) ||
+        keys_number_or(k, "scale_depth", json_get(k->object, "scale_depth") ? sqrt(c->layers) : 1.4,
+                       1e-6, 1e6, &depth) ||
+        keys_number_or(k, "dim_model_base",
+                       json_get(k->object, "dim_model_base") ? c->hidden_size : 256, 1, MAX_WIDTH,
+                       &base))
+        return -1;
+    r = depth / sqrt(c->layers);
+    c->embed_scale = (float)(m / r);
+    c->rms_norm_eps = (float)((double)c->rms_norm_eps / (r * r));
+    c->norm_scale.final = (float)(base / c->hidden_size);
     return 0;
 }
 
-static int read_attention(const struct keys *k, struct model_config *c)
+/* Factors on what leaves the norms of the two latents; they are multiplied into the norms. */
+static int read_lora_scale(const struct keys *k, struct model_config *c)
+{
+    static const char *const methods[] = {"MLA", NULL};
+    const char *method;
+    bool q, kv;
+
+    if (keys_choice_or(k, "attention_method", methods[0], methods, &method) ||
+        keys_bool_or(k, "mla_scale_q_lora", true, &q) ||
+        keys_bool_or(k, "mla_scale_kv_lora", true, &kv))
+        return -1;
+    if (c->q_lora_rank == 0)
+        return keys_refuse(k, "q_lora_rank", "a whole number from 1");
+    if (q)
+        c->norm_scale.q = (float)sqrt((double)c->hidden_size / c->q_lora_rank);
+    if (kv)
+        c->norm_scale.kv = (float)sqrt((double)c->hidden_size / c->mla.kv_lora_rank);
+    return 0;
+}
+
+static int read_attention(const struct keys *k, const struct graph *graph, struct model_config *c)
 {
     struct mla_shape *mla = &c->mla;
 
-    if (!json_get(k->object, "q_lora_rank"))
+    if (!keys_get(k, "q_lora_rank") && !graph->q_lora_optional)
         return keys_refuse(k, "q_lora_rank", "a whole number, or null for none");
     if (keys_count_or(k, "q_lora_rank", 0, MAX_LORA_RANK, &c->q_lora_rank) ||
         keys_int(k, "num_attention_heads", 1, MAX_HEADS, &mla->heads) ||
         keys_int(k, "kv_lora_rank", 1, MAX_LORA_RANK, &mla->kv_lora_rank) ||
         keys_int(k, "qk_nope_head_dim", 1, MAX_HEAD_DIM, &mla->nope_dim) ||
-        keys_int(k, "qk_rope_head_dim", 2, ROPE_MAX_DIM, &mla->rope_dim) ||
-        keys_int(k, "v_head_dim", 1, MAX_HEAD_DIM, &mla->v_dim))
+        keys_int(k, "qk_rope_head_dim", 2, ROPE_MAX_DIM, &mla->rope_dim))
         return -1;
     if (mla->rope_dim % 2)
         return keys_refuse(k, "qk_rope_head_dim", "an even number");
-    return 0;
-}
-
-/* Where the rope's keys stand: "rope_scaling" of released configs or "rope_parameters" as
- * transformers 5 writes it. A rope_scaling that isn't empty wins. */
-static int find_rope(const struct keys *k, struct keys *rope)
-{
-    static const char *const names[][2] = {{"rope_scaling", "rope_scaling."},
-                                           {"rope_parameters", "rope_parameters."}};
-
-    *rope = *k;
-    rope->object = NULL;
-    for (size_t i = 0; i < 2 && !rope->object; i++) {
-        const struct json *value = json_get(k->object, names[i][0]);
-        if (!keys_present(k, names[i][0]))
-            continue;
-        if (!json_is(value, JSON_OBJECT))
-            return keys_refuse(k, names[i][0], "null or an object");
-        if (json_count(value) > 0) {
-            rope->object = value;
-            rope->within = names[i][1];
-        }
-    }
-    return 0;
-}
-
-static int read_yarn(const struct keys *k, const struct keys *rope, int32_t max_positions,
-                     struct yarn *yarn)
-{
-    /* transformers lets a key of the top level override, and falls back on the full context. */
-    const char *original = "original_max_position_embeddings";
-    const struct keys *holder = keys_present(k, original) ? k : rope;
-
-    if (keys_number(rope, "factor", 1, 65536, &yarn->factor) ||
-        keys_number_or(holder, original, max_positions, 1, MAX_POSITIONS,
-                       &yarn->original_positions) ||
-        keys_number_or(rope, "beta_fast", 32, 1e-3, 1e6, &yarn->beta_fast) ||
-        keys_number_or(rope, "beta_slow", 1, 1e-3, 1e6, &yarn->beta_slow) ||
-        keys_number_or(rope, "mscale", 0, 0, 100, &yarn->mscale) ||
-        keys_number_or(rope, "mscale_all_dim", 0, 0, 100, &yarn->mscale_all_dim) ||
-        keys_number_or(rope, "attention_factor", 0, 1e-3, 100, &yarn->attention_factor) ||
-        keys_bool_or(rope, "truncate", true, &yarn->truncate))
+    mla->v_dim = c->hidden_size / mla->heads;
+    if ((!graph->v_head_dim_optional || keys_present(k, "v_head_dim") || mla->v_dim < 1 ||
+         mla->v_dim > MAX_HEAD_DIM) &&
+        keys_int(k, "v_head_dim", 1, MAX_HEAD_DIM, &mla->v_dim))
         return -1;
-    if (yarn->beta_fast < yarn->beta_slow)
-        return keys_refuse(rope, "beta_fast", "at least beta_slow");
-    return 0;
-}
-
-static int read_rope(const struct keys *k, const struct graph *graph, struct model_config *c)
-{
-    static const char *const types[] = {"default", "yarn", NULL};
-    const char *type;
-    struct keys rope;
-    struct yarn yarn;
-    double theta, partial;
-    bool interleave = true, scaled;
-
-    if (find_rope(k, &rope) || keys_choice_or(&rope, "type", "default", types, &type) ||
-        keys_choice_or(&rope, "rope_type", type, types, &type) ||
-        keys_number_or(k, "rope_theta", 1e4, 2, 1e12, &theta) ||
-        keys_number_or(&rope, "rope_theta", theta, 2, 1e12, &theta) ||
-        keys_number_or(k, "partial_rotary_factor", 1, 1, 1, &partial) ||
-        keys_number_or(&rope, "partial_rotary_factor", 1, 1, 1, &partial))
+    if (graph->scales_lora && read_lora_scale(k, c))
         return -1;
-    if (graph->reads_rope_interleave && keys_bool_or(k, "rope_interleave", true, &interleave))
-        return -1;
-    scaled = strcmp(type, "yarn") == 0;
-    if (scaled && read_yarn(k, &rope, c->max_positions, &yarn))
-        return -1;
-    c->rope.dim = c->mla.rope_dim;
-    c->rope.half_split = !interleave;
-    rope_frequencies(&c->rope, theta, scaled ? &yarn : NULL);
-    c->mla.softmax_scale = (float)(pow(c->mla.nope_dim + c->mla.rope_dim, -0.5) *
-                                   rope_softmax_factor(scaled ? &yarn : NULL));
-    return 0;
+    return graph->reads_mup ? read_mup(k, c) : 0;
 }
 
 /* The groups of experts must leave enough to choose from. */
 static int check_groups(const struct keys *k, const struct router_config *router)
 {
-    int32_t size;
+    int32_t size, experts = router->experts + router->identity;
 
-    if (router->experts % router->groups)
+    if (experts % router->groups)
         return keys_refuse(k, "n_group", "a divisor of n_routed_experts");
-    size = router->experts / router->groups;
+    size = experts / router->groups;
     if (router->scoring == ROUTER_SIGMOID && size < 2)
         return keys_refuse(k, "n_group", "at most half of n_routed_experts");
     if (router->top_groups > router->groups)
@@ -291,14 +150,16 @@ static int check_groups(const struct keys *k, const struct router_config *router
 static int read_router(const struct keys *k, const struct graph *graph, struct model_config *c)
 {
     struct router_config *router = &c->router;
+    int32_t experts = router->experts + router->identity;
+    int32_t groups = graph->experts_per_group ? experts / graph->experts_per_group : graph->n_group;
     const char *scoring, *method;
     double scale;
     bool normalize;
 
     if (keys_choice_or(k, "scoring_func", graph->scoring_func[0], graph->scoring_func, &scoring) ||
         keys_choice_or(k, "topk_method", graph->topk_methods[0], graph->topk_methods, &method) ||
-        keys_int(k, "num_experts_per_tok", 1, router->experts, &router->top_k) ||
-        keys_count_or(k, "n_group", graph->n_group, MAX_EXPERTS, &router->groups) ||
+        keys_int(k, "num_experts_per_tok", 1, experts, &router->top_k) ||
+        keys_count_or(k, "n_group", groups, MAX_EXPERTS, &router->groups) ||
         keys_count_or(k, "topk_group", graph->topk_group, MAX_EXPERTS, &router->top_groups) ||
         keys_bool_or(k, "norm_topk_prob", graph->reads_norm_topk_prob, &normalize) ||
         keys_number_or(k, "routed_scaling_factor", graph->routed_scaling_factor, 1e-6, 1e6, &scale))
@@ -306,6 +167,8 @@ static int read_router(const struct keys *k, const struct graph *graph, struct m
     if (normalize && !graph->reads_norm_topk_prob)
         log_warning("%s: \"norm_topk_prob\" is ignored for this model type, as in transformers",
                     k->file);
+    if (graph->one_group && router->groups > 1)
+        return keys_refuse(k, "n_group", "1 for this model type");
     router->scoring = graph->scoring;
     router->normalize = normalize && graph->reads_norm_topk_prob;
     router->scale = (float)scale;
@@ -337,6 +200,21 @@ static int read_layer_types(const struct keys *k, struct model_config *c)
     return 0;
 }
 
+/* LongCat-Flash's experts that give their input back, and its router's bias, which is none that
+ * transformers adds. */
+static int read_identity_experts(const struct keys *k, struct model_config *c)
+{
+    static const char *const types[] = {"identity", NULL};
+    const char *type;
+    bool bias;
+
+    if (keys_count_or(k, "zero_expert_num", 0, MAX_EXPERTS, &c->router.identity) ||
+        keys_choice_or(k, "zero_expert_type", types[0], types, &type) ||
+        keys_bool_or(k, "router_bias", false, &bias))
+        return -1;
+    return bias ? keys_refuse(k, "router_bias", "false") : 0;
+}
+
 /* Which layers are mixtures of experts. transformers ignores moe_layer_freq; DeepSeek's code has
  * it, and released checkpoints set it to 1. */
 static int read_moe(const struct keys *k, const struct graph *graph, struct model_config *c)
@@ -349,13 +227,16 @@ static int read_moe(const struct keys *k, const struct graph *graph, struct mode
         keys_int_or(k, "moe_layer_freq", 1, 1, MODEL_MAX_LAYERS, &every))
         return -1;
     for (int i = first; i < c->layers && c->router.experts > 0; i++)
-        c->is_moe[i] = i % every == 0;
+        c->is_moe[i] = graph->shortcut_moe ? i % 2 : i % every == 0;
+    if (graph->shortcut_moe && read_identity_experts(k, c))
+        return -1;
     if (graph->reads_mlp_layer_types && c->router.experts > 0 && read_layer_types(k, c))
         return -1;
     for (int i = 0; i < c->layers; i++)
         n_moe += c->is_moe[i];
     if (n_moe == 0) {
         c->router = (struct router_config){0};
+        c->shortcut_moe = c->moe_post_norm = false;
         return 0;
     }
     if (keys_int(k, "moe_intermediate_size", 1, MAX_WIDTH, &c->moe_intermediate) ||
@@ -375,6 +256,10 @@ static int read_quant_block(const struct keys *quant, struct model_config *c)
     int64_t values[2] = {0, 0};
     int n = 0;
 
+    if (block && !keys_present(quant, "weight_block_size")) { /* null: one scale a tensor */
+        c->quantization = QUANT_FP8_TENSOR;
+        return 0;
+    }
     for (; size && n < 2 && json_integer(size, &values[n]); size = json_next(size))
         n++;
     for (int i = 0; i < 2; i++) {
@@ -387,15 +272,16 @@ static int read_quant_block(const struct keys *quant, struct model_config *c)
     return 0;
 }
 
-/* FP8 weights in blocks with a scale each. How activations would be quantised (activation_scheme)
- * doesn't matter: weights are multiplied out when they are loaded. */
+/* FP8 weights in blocks with a scale each. Where activations are quantised (gemm_fp8.h says when),
+ * it is by their own sizes, whatever activation_scheme is. */
 static int read_quantization(const struct keys *k, struct model_config *c)
 {
     static const char *const formats[] = {"e4m3", NULL};
+    static const char *const scale_formats[] = {"float", "ue8m0", NULL};
     const struct json *value = json_get(k->object, "quantization_config");
     const struct json *method = json_get(value, "quant_method");
     struct keys quant = *k;
-    const char *format;
+    const char *format, *scale_format;
 
     if (keys_present(k, "compression_config"))
         return error_set(k->err, "%s: \"compression_config\" (compressed tensors) is not supported",
@@ -413,9 +299,38 @@ static int read_quantization(const struct keys *k, struct model_config *c)
                          "%s: \"quantization_config.quant_method\" is \"%.64s\", which is not "
                          "supported; supported is \"fp8\" with weight_block_size",
                          k->file, json_string(method));
-    if (keys_choice_or(&quant, "fmt", "e4m3", formats, &format))
+    if (keys_choice_or(&quant, "fmt", "e4m3", formats, &format) ||
+        keys_choice_or(&quant, "scale_fmt", "float", scale_formats, &scale_format))
         return -1;
+    c->quant_ue8m0 = strcmp(scale_format, "ue8m0") == 0;
     return read_quant_block(&quant, c);
+}
+
+/* Mistral's spelling: a scale for each tensor. */
+static int read_params_quantization(const struct keys *k, struct model_config *c)
+{
+    const struct json *format = json_get(json_get(k->object, "quantization"), "qformat_weight");
+
+    if (!keys_present(k, "quantization"))
+        return 0;
+    if (!json_is(format, JSON_STRING) || strcmp(json_string(format), "fp8_e4m3") != 0)
+        return error_set(k->err,
+                         "%s: \"quantization\" is supported with \"qformat_weight\" \"fp8_e4m3\" "
+                         "alone",
+                         k->file);
+    c->quantization = QUANT_FP8_TENSOR;
+    return 0;
+}
+
+bool model_config_add_eos(struct model_config *config, int32_t id)
+{
+    for (int i = 0; i < config->n_eos; i++)
+        if (config->eos[i] == id)
+            return true;
+    if (config->n_eos == MODEL_MAX_EOS)
+        return false;
+    config->eos[config->n_eos++] = id;
+    return true;
 }
 
 static int add_eos(const struct keys *k, const struct json *id, struct model_config *c)
@@ -428,13 +343,9 @@ static int add_eos(const struct keys *k, const struct json *id, struct model_con
                  c->vocab_size - 1);
         return keys_refuse(k, "eos_token_id", expected);
     }
-    for (int i = 0; i < c->n_eos; i++)
-        if (c->eos[i] == value)
-            return 0;
-    if (c->n_eos == MODEL_MAX_EOS)
+    if (!model_config_add_eos(c, (int32_t)value))
         return error_set(k->err, "%s: \"eos_token_id\" brings the end tokens to more than %d",
                          k->file, MODEL_MAX_EOS);
-    c->eos[c->n_eos++] = (int32_t)value;
     return 0;
 }
 
@@ -453,17 +364,68 @@ static int read_eos(const struct keys *k, struct model_config *c)
     return 0;
 }
 
+static int read_layers(struct model_config *c, const struct keys *k, const struct family *family)
+{
+    const struct graph *graph = family->graph;
+
+    snprintf(c->model_type, sizeof(c->model_type), "%s", family->model_type);
+    if (read_shape(k, graph, c) || read_attention(k, graph, c) || config_rope_read(k, graph, c) ||
+        (graph->has_indexer && config_indexer_read(k, graph->indexer_interleave, c)))
+        return -1;
+    return read_moe(k, graph, c);
+}
+
 static int read_config(struct model_config *c, const struct keys *k)
 {
-    const struct family *family = find_family(k);
+    const struct json *inner = family_text_config(k);
+    const struct family *family;
+    struct keys text = *k;
 
+    if (inner) {
+        text.object = inner;
+        text.within = "text_config.";
+    }
+    family = family_find(&text);
     if (!family)
         return -1;
-    snprintf(c->model_type, sizeof(c->model_type), "%s", family->model_type);
-    if (read_shape(k, family->graph, c) || read_attention(k, c) || read_rope(k, family->graph, c) ||
-        read_moe(k, family->graph, c) || read_quantization(k, c) || read_eos(k, c))
+    text.names = family->graph->names;
+    if (read_layers(c, &text, family) ||
+        read_quantization(keys_present(&text, "quantization_config") ? &text : k, c) ||
+        read_eos(&text, c) || (inner && read_eos(k, c)) ||
+        keys_int_or(k, "bos_token_id", -1, 0, c->vocab_size - 1, &c->bos))
         return -1;
-    return keys_int_or(k, "bos_token_id", -1, 0, c->vocab_size - 1, &c->bos);
+    return keys_int_or(&text, "bos_token_id", c->bos, 0, c->vocab_size - 1, &c->bos);
+}
+
+/* Mistral's params.json. It says nothing of tokens: all of Mistral's tokenizers have these. */
+static int read_params(struct model_config *c, const struct keys *k)
+{
+    enum { BOS = 1, EOS = 2 };
+    struct keys keys = *k;
+    bool router_bias;
+
+    keys.names = family_mistral_params.graph->names;
+    if (!keys_present(k, "kv_lora_rank"))
+        return error_set(k->err,
+                         "%s: no \"kv_lora_rank\": of Mistral's models those with multi-head "
+                         "latent attention are supported",
+                         k->file);
+    if (read_layers(c, &keys, &family_mistral_params) || read_params_quantization(k, c) ||
+        keys_bool_or(&keys, "use_load_balancing_bias", false, &router_bias))
+        return -1;
+    if (router_bias)
+        return keys_refuse(&keys, "use_load_balancing_bias", "false");
+    c->bos = BOS;
+    model_config_add_eos(c, EOS);
+    return 0;
+}
+
+/* Either of the two, for a file whose name doesn't tell. */
+static int read_any(struct model_config *c, const struct keys *k)
+{
+    bool params = keys_present(k, "dim") && !keys_present(k, "hidden_size");
+
+    return params ? read_params(c, k) : read_config(c, k);
 }
 
 /* A number of generation_config.json; without it `*out` stays. */
@@ -501,7 +463,7 @@ static int load_file(struct model_config *c, const char *path,
                      int (*read)(struct model_config *, const struct keys *), struct error *err)
 {
     struct json *root = json_parse_file(path, CONFIG_MAX_BYTES, err);
-    struct keys keys = {path, "", root, err};
+    struct keys keys = {path, "", root, err, NULL};
     int rc = -1;
 
     if (!root)
@@ -514,19 +476,27 @@ static int load_file(struct model_config *c, const char *path,
     return rc;
 }
 
-static const struct model_config NOTHING_SAID = {
-    .default_temperature = 1, .default_top_p = 1, .default_repetition_penalty = 1};
+static const struct model_config NOTHING_SAID = {.bos = -1,
+                                                 .embed_scale = 1,
+                                                 .norm_scale = {1, 1, 1},
+                                                 .default_temperature = 1,
+                                                 .default_top_p = 1,
+                                                 .default_repetition_penalty = 1};
 
 static int load_folder(struct model_config *config, const char *dir, struct error *err)
 {
     char *main_path = path_join(dir, "config.json");
+    char *params_path = path_join(dir, "params.json");
     char *generation_path = path_join(dir, "generation_config.json");
+    bool params = !file_exists(main_path) && file_exists(params_path);
     int rc;
 
-    rc = load_file(config, main_path, read_config, err);
+    rc = params ? load_file(config, params_path, read_params, err)
+                : load_file(config, main_path, read_config, err);
     if (rc == 0 && file_exists(generation_path))
         rc = load_file(config, generation_path, read_generation_config, err);
     free(main_path);
+    free(params_path);
     free(generation_path);
     return rc;
 }
@@ -537,6 +507,6 @@ int model_config_load(struct model_config *config, const char *path, struct erro
 
     *config = NOTHING_SAID;
     if (len > 5 && strcmp(path + len - 5, ".json") == 0)
-        return load_file(config, path, read_config, err);
+        return load_file(config, path, read_any, err);
     return load_folder(config, path, err);
 }

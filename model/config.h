@@ -10,7 +10,7 @@
 
 enum { MODEL_MAX_LAYERS = 256, MODEL_MAX_EOS = 16 };
 
-enum quantization { QUANT_NONE, QUANT_FP8_BLOCK };
+enum quantization { QUANT_NONE, QUANT_FP8_BLOCK, QUANT_FP8_TENSOR };
 
 struct model_config {
     char model_type[32]; /* as config.json says it: "deepseek_v3", "kimi_k2" */
@@ -31,10 +31,29 @@ struct model_config {
     struct rope_config rope;
     struct router_config router;   /* router.experts 0: no MoE layers */
     bool is_moe[MODEL_MAX_LAYERS]; /* which layers */
+    /* Layers come in pairs, all have a dense FFN, and the second's experts take the first FFN's
+     * input (LongCat-Flash). */
+    bool shortcut_moe;
+    bool moe_post_norm; /* a norm on what experts and shared experts give (A.X-K1) */
+    float embed_scale;  /* on embeddings */
+    struct {
+        float q, kv, final; /* on the weights of q_a_layernorm, kv_a_layernorm and the last norm */
+    } norm_scale;
+    struct {
+        float beta; /* queries times 1 + beta ln(1 + floor(position / every)); 0: none */
+        int32_t every;
+    } query_scale;
+    struct index_shape index; /* index.top_k 0: rows attend to all tokens */
+    struct rope_config index_rope;
+    /* Layers that choose tokens with an indexer of their own; the others take those of the last
+     * layer before that has one. */
+    bool has_indexer[MODEL_MAX_LAYERS];
     enum quantization quantization;
     int32_t quant_block[2]; /* weight_block_size: rows, columns that share a scale */
+    bool quant_ue8m0;       /* scale_fmt: scales, those of activations too, are powers of two */
 
-    /* Tokens that end a generation: the union of config.json and generation_config.json. */
+    /* Tokens that end a generation: the union of config.json and generation_config.json, and what
+     * the tokenizer's own files name, see model_config_add_eos. */
     int32_t eos[MODEL_MAX_EOS];
     int32_t n_eos;
     int32_t bos; /* -1: none */
@@ -46,7 +65,10 @@ struct model_config {
     float default_repetition_penalty; /* 1 */
 };
 
-/* Reads `path`/config.json and, when there, `path`/generation_config.json; or `path` itself when it
- * ends in ".json". An unknown architecture, a missing key or a value out of range is an error whose
- * sentence names file, key and value. */
+/* Reads `path`/config.json (without one, Mistral's `path`/params.json) and, when there,
+ * `path`/generation_config.json; or `path` itself when it ends in ".json". An unknown architecture,
+ * a missing key or a value out of range is an error whose sentence names file, key and value. */
 int model_config_load(struct model_config *config, const char *path, struct error *err);
+
+/* One more end token, if it isn't one already; false: there are too many. */
+bool model_config_add_eos(struct model_config *config, int32_t id);

@@ -10,7 +10,7 @@
 struct fp8_matrix {
     const float *scales;
     int64_t cols;
-    int32_t block[2];
+    int64_t block[2];
 };
 
 /* out (rows, cols) = in * scale, for the rows from `first_row` on, which stand at `in`. Computed in

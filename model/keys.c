@@ -7,34 +7,52 @@
 
 enum { VALUE_TEXT_MAX = 60 }; /* longer values are described by their type */
 
-static const struct json *find(const struct keys *keys, const char *key)
+/* What the file calls the key. */
+static const char *name_of(const struct keys *keys, const char *key)
 {
-    return json_get(keys->object, key);
+    for (const struct key_name *n = keys->names; n && n->key; n++)
+        if (strcmp(key, n->key) == 0)
+            return n->there;
+    return key;
+}
+
+const struct json *keys_get(const struct keys *keys, const char *key)
+{
+    const char *name = name_of(keys, key), *dot = strchr(name, '.');
+    const struct json *object = keys->object;
+    char outer[32];
+
+    if (dot) {
+        snprintf(outer, sizeof(outer), "%.*s", (int)(dot - name), name);
+        object = json_get(object, outer);
+        name = dot + 1;
+    }
+    return json_get(object, name);
 }
 
 bool keys_present(const struct keys *keys, const char *key)
 {
-    const struct json *value = find(keys, key);
+    const struct json *value = keys_get(keys, key);
 
     return value && json_type(value) != JSON_NULL;
 }
 
 int keys_refuse(const struct keys *keys, const char *key, const char *expected)
 {
-    const struct json *value = find(keys, key);
+    const struct json *value = keys_get(keys, key);
     struct buffer text;
 
     if (!value)
         return error_set(keys->err, "%s: \"%s%s\" is missing; it must be %s", keys->file,
-                         keys->within, key, expected);
+                         keys->within, name_of(keys, key), expected);
     buffer_init(&text, VALUE_TEXT_MAX);
     json_write_value(&text, value);
     if (text.overflowed) {
         buffer_clear(&text);
         buffer_printf(&text, "a long %s", json_type_name(value));
     }
-    error_set(keys->err, "%s: \"%s%s\" must be %s, got %s", keys->file, keys->within, key, expected,
-              text.data);
+    error_set(keys->err, "%s: \"%s%s\" must be %s, got %s", keys->file, keys->within,
+              name_of(keys, key), expected, text.data);
     buffer_free(&text);
     return -1;
 }
@@ -43,7 +61,7 @@ int keys_int(const struct keys *keys, const char *key, int32_t min, int32_t max,
 {
     int64_t value;
 
-    if (!json_integer(find(keys, key), &value) || value < min || value > max) {
+    if (!json_integer(keys_get(keys, key), &value) || value < min || value > max) {
         char expected[64];
         snprintf(expected, sizeof(expected), "a whole number from %d to %d", min, max);
         return keys_refuse(keys, key, expected);
@@ -64,13 +82,13 @@ int keys_count_or(const struct keys *keys, const char *key, int32_t fallback, in
 {
     if (keys_present(keys, key))
         return keys_int(keys, key, 0, max, out);
-    *out = find(keys, key) ? 0 : fallback;
+    *out = keys_get(keys, key) ? 0 : fallback;
     return 0;
 }
 
 int keys_number(const struct keys *keys, const char *key, double min, double max, double *out)
 {
-    const struct json *value = find(keys, key);
+    const struct json *value = keys_get(keys, key);
 
     if (!json_is(value, JSON_NUMBER) || !(json_number(value) >= min && json_number(value) <= max)) {
         char expected[64];
@@ -90,7 +108,7 @@ int keys_number_or(const struct keys *keys, const char *key, double fallback, do
 
 int keys_bool_or(const struct keys *keys, const char *key, bool fallback, bool *out)
 {
-    const struct json *value = find(keys, key);
+    const struct json *value = keys_get(keys, key);
 
     *out = value ? false : fallback;
     if (!keys_present(keys, key))
@@ -104,7 +122,7 @@ int keys_bool_or(const struct keys *keys, const char *key, bool fallback, bool *
 int keys_choice_or(const struct keys *keys, const char *key, const char *fallback,
                    const char *const *choices, const char **out)
 {
-    const struct json *value = find(keys, key);
+    const struct json *value = keys_get(keys, key);
     char expected[128];
     int used = 0;
 

@@ -13,12 +13,21 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* A key that a file calls something else; `there` may be a path: "moe.num_experts". */
+struct key_name {
+    const char *key, *there;
+};
+
 struct keys {
     const char *file;   /* for messages */
     const char *within; /* what stands before the key in messages: "", "rope_scaling." */
     const struct json *object;
     struct error *err;
+    const struct key_name *names; /* up to one of key NULL; NULL: keys are called what they are */
 };
+
+/* The key's value, or NULL. */
+const struct json *keys_get(const struct keys *keys, const char *key);
 
 bool keys_present(const struct keys *keys, const char *key); /* there, and not null */
 

@@ -18,7 +18,12 @@ struct step {
     struct tensor q;               /* (T, H * (nope + rope)) */
     struct tensor kv;              /* (T, kv_lora_rank + rope) */
     struct tensor attn;            /* (T, H * v) */
+    struct tensor index_q;         /* (T, index heads * dim) */
+    struct tensor index_k;         /* (T, index dim) */
+    struct tensor index_weights;   /* (T, index heads) F32 */
     struct tensor hidden;          /* (T, i) dense FFN */
+    struct tensor shortcut;        /* (T, d) what the next layer's experts take, or none */
+    struct tensor moe;             /* (T, d) what experts give, where a norm follows, or none */
     struct tensor router;          /* (T, experts) F32 */
     struct tensor expert_ids;      /* (T, top_k) I32 */
     struct tensor expert_weights;  /* (T, top_k) F32 */
@@ -32,8 +37,9 @@ struct model {
     struct model_config config;
     struct model_weights weights;
     struct backend *be;
-    struct tensor kv_cache[MODEL_MAX_LAYERS]; /* see struct mla_layer */
-    struct step memory;                       /* at full size */
+    struct tensor kv_cache[MODEL_MAX_LAYERS];  /* see struct mla_layer */
+    struct tensor key_cache[MODEL_MAX_LAYERS]; /* of layers with an indexer: struct index_layer */
+    struct step memory;                        /* at full size */
 };
 
 static const struct tensor NONE;
@@ -53,16 +59,20 @@ struct model *model_load(const char *dir, const struct model_config *config, str
     return model;
 }
 
-uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes)
+uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes, bool keeps_fp8)
 {
-    return weights_bytes(config, matrix_bytes);
+    return weights_bytes(config, matrix_bytes, keeps_fp8);
 }
 
 size_t model_kv_token_bytes(const struct model_config *config, enum dtype kv_dtype)
 {
     size_t elements = (size_t)kv_row_elements(&config->mla, kv_dtype);
+    size_t bytes = elements * dtype_size(kv_dtype) * (size_t)config->layers;
 
-    return elements * dtype_size(kv_dtype) * (size_t)config->layers;
+    for (int i = 0; i < config->layers; i++)
+        if (config->has_indexer[i])
+            bytes += (size_t)config->index.dim * dtype_size(index_key_dtype(kv_dtype));
+    return bytes;
 }
 
 /* A (rows, columns) activation; none when it has no columns. */
@@ -97,8 +107,13 @@ static int alloc_activations(struct model *model, struct batch_limits limits, st
         {&m->q, act, rows, heads * (c->mla.nope_dim + c->mla.rope_dim)},
         {&m->kv, act, rows, c->mla.kv_lora_rank + c->mla.rope_dim},
         {&m->attn, act, rows, heads * c->mla.v_dim},
+        {&m->index_q, act, rows, (int64_t)c->index.heads * c->index.dim},
+        {&m->index_k, act, rows, c->index.dim},
+        {&m->index_weights, DTYPE_F32, rows, c->index.heads},
         {&m->hidden, act, rows, c->dense_intermediate},
-        {&m->router, DTYPE_F32, rows, c->router.experts},
+        {&m->shortcut, act, rows, c->shortcut_moe ? d : 0},
+        {&m->moe, act, rows, c->moe_post_norm ? d : 0},
+        {&m->router, DTYPE_F32, rows, c->router.experts + c->router.identity},
         {&m->expert_ids, DTYPE_I32, rows, top_k},
         {&m->expert_weights, DTYPE_F32, rows, top_k},
         {&m->last, act, last_rows, d},
@@ -119,8 +134,10 @@ void model_free(struct model *model)
 
     for (int i = 0; i < N_ACTIVATIONS; i++)
         model->be->ops->release(model->be, &activations[i]);
-    for (int i = 0; i < model->config.layers; i++)
+    for (int i = 0; i < model->config.layers; i++) {
         model->be->ops->release(model->be, &model->kv_cache[i]);
+        model->be->ops->release(model->be, &model->key_cache[i]);
+    }
     weights_free(&model->weights, &model->config, model->be);
     free(model);
 }
@@ -153,6 +170,22 @@ static void linear_add(struct backend *be, struct tensor sum, struct tensor x, s
     be->ops->linear(be, x, &(struct linear_part){sum, weight, bias, sum}, 1);
 }
 
+/* Chooses the tokens that rows attend to in this layer and those after it without an indexer. */
+static void choose_tokens(struct model *model, const struct step *s, int layer)
+{
+    const struct model_config *c = &model->config;
+    const struct layer_weights *w = &model->weights.layers[layer];
+    struct backend *be = model->be;
+    struct index_layer index = {.shape = c->index,
+                                .norm = w->index.norm,
+                                .norm_bias = w->index.norm_bias,
+                                .key_cache = model->key_cache[layer]};
+
+    linear(be, s->index_q, s->q_a_norm, w->index.q, NONE);
+    linear(be, s->index_weights, s->h, w->index.weights, NONE);
+    be->ops->index_tokens(be, s->index_q, s->index_k, s->index_weights, &index, &c->index_rope);
+}
+
 /* x += attention of h (DeepSeek-V2, section 2.1); writes the rows' latents to the layer's cache. */
 static void attention(struct model *model, const struct step *s, int layer)
 {
@@ -162,14 +195,19 @@ static void attention(struct model *model, const struct step *s, int layer)
     const struct backend_ops *op = be->ops;
     struct mla_layer mla = {.shape = c->mla, .kv_b = w->kv_b, .kv_cache = model->kv_cache[layer]};
     struct linear_part down[] = {{s->kv, w->kv_a, w->kv_a_bias, NONE},
-                                 {s->q_a, w->q_a, w->q_a_bias, NONE}};
+                                 {s->q_a, w->q_a, w->q_a_bias, NONE},
+                                 {s->index_k, w->index.k, NONE, NONE}};
     struct linear_part direct[] = {down[0], {s->q, w->q, NONE, NONE}};
 
-    op->linear(be, s->h, c->q_lora_rank ? down : direct, 2);
+    op->linear(be, s->h, c->q_lora_rank ? down : direct, c->has_indexer[layer] ? 3 : 2);
     if (c->q_lora_rank) {
         op->rmsnorm(be, s->q_a_norm, s->q_a, w->q_a_norm, c->lora_norm_eps);
         linear(be, s->q, s->q_a_norm, w->q, NONE);
     }
+    if (c->query_scale.beta > 0)
+        op->scale_by_position(be, s->q, c->query_scale.beta, c->query_scale.every);
+    if (c->has_indexer[layer])
+        choose_tokens(model, s, layer);
     op->rope_kv_write(be, s->q, s->kv, &mla, w->kv_a_norm, c->lora_norm_eps, &c->rope);
     op->mla_prefill(be, s->attn, s->q, &mla);
     op->mla_decode(be, s->attn, s->q, &mla);
@@ -177,26 +215,50 @@ static void attention(struct model *model, const struct step *s, int layer)
 }
 
 /* x += down(silu(gate h) * up h). */
-static void dense_ffn(struct model *model, const struct step *s, const struct layer_weights *w)
+static void dense_ffn(struct model *model, const struct step *s, const struct layer_weights *w,
+                      struct tensor h)
 {
     struct backend *be = model->be;
 
-    be->ops->gated(be, s->hidden, s->h, w->gate, w->up);
+    be->ops->gated(be, s->hidden, h, w->gate, w->up);
     linear_add(be, s->x, s->hidden, w->down, NONE);
 }
 
-/* x += routed experts of h, and the shared ones. */
-static void moe_ffn(struct model *model, const struct step *s, const struct layer_weights *w)
+/* x += routed experts of h, and the shared ones; or the norm of all that. */
+static void moe_ffn(struct model *model, const struct step *s, const struct layer_weights *w,
+                    struct tensor h)
 {
+    const struct model_config *c = &model->config;
     struct backend *be = model->be;
     const struct backend_ops *op = be->ops;
     struct ffn_weights shared = {w->gate, w->up, w->down};
+    bool normed = c->moe_post_norm;
 
-    linear(be, s->router, s->h, w->router, NONE);
-    op->route(be, s->expert_ids, s->expert_weights, s->router, w->router_bias,
-              &model->config.router);
-    op->moe(be, s->x, s->h, s->expert_ids, s->expert_weights, &w->experts,
-            w->gate.data ? &shared : NULL);
+    linear(be, s->router, h, w->router, NONE);
+    op->route(be, s->expert_ids, s->expert_weights, s->router, w->router_bias, &c->router);
+    if (c->router.identity > 0)
+        op->identity_experts(be, s->x, h, s->expert_ids, s->expert_weights, c->router.experts);
+    op->moe(be, normed ? s->moe : s->x, normed ? NONE : s->x, h, s->expert_ids, s->expert_weights,
+            &w->experts, c->shared_intermediate ? &shared : NULL);
+    if (normed) {
+        op->rmsnorm(be, s->moe, s->moe, w->moe_norm, c->rms_norm_eps);
+        op->add(be, s->x, s->moe);
+    }
+}
+
+/* The second half of a layer: x += feed-forward of the normalised x. With shortcut_moe that of a
+ * pair's first layer is kept for the experts of its second. */
+static void feed_forward(struct model *model, const struct step *s, int layer)
+{
+    const struct model_config *c = &model->config;
+    const struct layer_weights *w = &model->weights.layers[layer];
+    struct tensor h = c->shortcut_moe && layer % 2 == 0 ? s->shortcut : s->h;
+
+    model->be->ops->rmsnorm(model->be, h, s->x, w->post_norm, c->rms_norm_eps);
+    if (c->shortcut_moe || !c->is_moe[layer])
+        dense_ffn(model, s, w, h);
+    if (c->is_moe[layer])
+        moe_ffn(model, s, w, c->shortcut_moe ? s->shortcut : h);
 }
 
 /* The whole transformer, from the batch's tokens to s->logits. */
@@ -207,15 +269,11 @@ static void forward(struct model *model, const struct step *s)
     struct backend *be = model->be;
     const struct backend_ops *op = be->ops;
 
-    op->embed(be, s->x, w->embed, 1.0f);
+    op->embed(be, s->x, w->embed, c->embed_scale);
     for (int i = 0; i < c->layers; i++) {
         op->rmsnorm(be, s->h, s->x, w->layers[i].input_norm, c->rms_norm_eps);
         attention(model, s, i);
-        op->rmsnorm(be, s->h, s->x, w->layers[i].post_norm, c->rms_norm_eps);
-        if (c->is_moe[i])
-            moe_ffn(model, s, &w->layers[i]);
-        else
-            dense_ffn(model, s, &w->layers[i]);
+        feed_forward(model, s, i);
     }
     op->gather_logit_rows(be, s->last, s->x);
     op->rmsnorm(be, s->last_norm, s->last, w->final_norm, c->rms_norm_eps);
@@ -256,7 +314,9 @@ int model_reserve(struct model *model, struct batch_limits limits, struct error 
                                     .mla = c->mla,
                                     .router = c->router,
                                     .moe_intermediate = c->moe_intermediate,
-                                    .shared_intermediate = c->shared_intermediate};
+                                    .shared_intermediate = c->shared_intermediate,
+                                    .index = c->index,
+                                    .ue8m0 = c->quant_ue8m0};
 
     if (alloc_activations(model, limits, err))
         return -1;
@@ -266,11 +326,15 @@ int model_reserve(struct model *model, struct batch_limits limits, struct error 
 int model_open_cache(struct model *model, int32_t kv_pages, struct error *err)
 {
     const struct model_config *c = &model->config;
-    int64_t shape[] = {kv_pages, KV_PAGE_TOKENS, kv_row_elements(&c->mla, model->be->kv_dtype)};
+    enum dtype kv = model->be->kv_dtype, key = index_key_dtype(kv);
+    int64_t shape[] = {kv_pages, KV_PAGE_TOKENS, kv_row_elements(&c->mla, kv)};
+    int64_t key_shape[] = {kv_pages, KV_PAGE_TOKENS, c->index.dim};
+    const struct backend_ops *op = model->be->ops;
 
     for (int i = 0; i < c->layers; i++)
-        if (model->be->ops->alloc(model->be, &model->kv_cache[i], model->be->kv_dtype, 3, shape,
-                                  err))
+        if (op->alloc(model->be, &model->kv_cache[i], kv, 3, shape, err) ||
+            (c->has_indexer[i] &&
+             op->alloc(model->be, &model->key_cache[i], key, 3, key_shape, err)))
             return -1;
     return capture(model, err);
 }

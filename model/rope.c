@@ -61,6 +61,15 @@ void rope_frequencies(struct rope_config *rope, double theta, const struct yarn 
         rope->inv_freq[i] = 1 / powf((float)theta, (float)(2 * i) / (float)rope->dim);
 }
 
+void rope_scaled_frequencies(struct rope_config *rope, double theta, const float *factors,
+                             double magnitude)
+{
+    rope->magnitude = (float)magnitude;
+    for (int i = 0; i < rope->dim / 2; i++)
+        rope->inv_freq[i] =
+            1 / (factors[i] * powf((float)theta, (float)(2 * i) / (float)rope->dim));
+}
+
 double rope_softmax_factor(const struct yarn *yarn)
 {
     double mscale =

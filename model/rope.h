@@ -19,5 +19,10 @@ struct yarn {
 /* Fills rope->inv_freq and rope->magnitude for rope->dim values; `yarn` NULL for plain RoPE. */
 void rope_frequencies(struct rope_config *rope, double theta, const struct yarn *yarn);
 
+/* The same with each period (rope->dim / 2 of them) times a factor of its own, and cos and sin
+ * times `magnitude` (Ding et al. 2024, "LongRoPE"). */
+void rope_scaled_frequencies(struct rope_config *rope, double theta, const float *factors,
+                             double magnitude);
+
 /* The factor that YaRN puts on the softmax scale; 1 unless mscale_all_dim is given. */
 double rope_softmax_factor(const struct yarn *yarn);

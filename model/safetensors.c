@@ -18,8 +18,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char *const INDEX_NAME = "model.safetensors.index.json";
-static const char *const SINGLE_NAME = "model.safetensors";
+/* What a folder's file, or the index of its files, is called: by transformers, by Mistral. */
+static const struct {
+    const char *single, *index;
+} file_names[] = {
+    {"model.safetensors", "model.safetensors.index.json"},
+    {"consolidated.safetensors", "consolidated.safetensors.index.json"},
+};
 
 enum {
     MAX_HEADER_BYTES = 100000000, /* the format's own limit */
@@ -369,25 +374,36 @@ static int open_index(struct safetensors *st, const char *index_path, struct err
     return rc;
 }
 
-struct safetensors *safetensors_open(const char *dir, struct error *err)
+/* Opens the files that have these names; 1 when there are none. */
+static int open_named(struct safetensors *st, const char *single, const char *index,
+                      struct error *err)
 {
-    struct safetensors *st = mem_zalloc(1, sizeof(*st));
-    char *single_path = path_join(dir, SINGLE_NAME);
-    char *index_path = path_join(dir, INDEX_NAME);
-    int rc;
+    char *single_path = path_join(st->dir, single), *index_path = path_join(st->dir, index);
+    int rc = 1;
 
-    st->dir = mem_strdup(dir);
     if (file_exists(single_path)) {
         st->shards = mem_zalloc(1, sizeof(*st->shards));
-        add_shard(st, SINGLE_NAME);
+        add_shard(st, single);
         rc = open_shards(st, err);
     } else if (file_exists(index_path)) {
         rc = open_index(st, index_path, err);
-    } else {
-        rc = error_set(err, "%s: holds neither %s nor %s", dir, SINGLE_NAME, INDEX_NAME);
     }
     free(single_path);
     free(index_path);
+    return rc;
+}
+
+struct safetensors *safetensors_open(const char *dir, struct error *err)
+{
+    struct safetensors *st = mem_zalloc(1, sizeof(*st));
+    int rc = 1;
+
+    st->dir = mem_strdup(dir);
+    for (size_t i = 0; i < sizeof(file_names) / sizeof(file_names[0]) && rc == 1; i++)
+        rc = open_named(st, file_names[i].single, file_names[i].index, err);
+    if (rc == 1)
+        error_set(err, "%s: holds neither %s nor %s", dir, file_names[0].single,
+                  file_names[0].index);
     if (rc) {
         safetensors_close(st);
         return NULL;

@@ -1,7 +1,7 @@
 /* Tensors of a checkpoint folder: model.safetensors, or the shards that
- * model.safetensors.index.json names. Headers are read and checked at open; data is read by pread
- * when asked for, by any number of threads at once. Nothing in a file is trusted: a lying header is
- * an error, never a crash. */
+ * model.safetensors.index.json names (or consolidated.*, as Mistral calls its own). Headers are
+ * read and checked at open; data is read by pread when asked for, by any number of threads at once.
+ * Nothing in a file is trusted: a lying header is an error, never a crash. */
 #pragma once
 
 #include "base/error.h"

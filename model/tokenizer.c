@@ -37,6 +37,7 @@ struct tokenizer {
     struct id_entry *ids;
     int32_t ids_n;
     int32_t bos; /* -1: none */
+    int32_t eos; /* -1: none */
 };
 
 /* ---- loading ---- */
@@ -88,14 +89,23 @@ static int index_ids(struct tokenizer *tok, struct error *err)
     return tok->parts.decoder.byte_level ? 0 : decode_ids(tok, err);
 }
 
-/* Sets `bos` from tokenizer_config.json, or where that is silent from the tokenizer's file. */
-static int set_bos(struct tokenizer *tok, const struct json *config, struct error *err)
+/* A token that tokenizer_config.json names, as a string or an object; NULL: none. */
+static const struct json *named_token(const struct json *config, const char *key)
+{
+    const struct json *token = json_get(config, key);
+
+    return json_is(token, JSON_OBJECT) ? json_get(token, "content") : token;
+}
+
+/* Sets `bos` from tokenizer_config.json, or where that is silent from the tokenizer's file; `eos`
+ * from the first alone. */
+static int set_bos_and_eos(struct tokenizer *tok, const struct json *config, struct error *err)
 {
     const struct json *add = json_get(config, "add_bos_token");
-    const struct json *token = json_get(config, "bos_token");
+    const struct json *token = named_token(config, "bos_token");
+    const struct json *eos = named_token(config, "eos_token");
 
-    if (json_is(token, JSON_OBJECT))
-        token = json_get(token, "content");
+    tok->eos = json_is(eos, JSON_STRING) ? tokenizer_id(tok, json_string(eos)) : -1;
     tok->bos = tok->parts.bos ? tokenizer_id(tok, tok->parts.bos) : -1;
     if (json_is(add, JSON_BOOL) && !json_bool(add)) {
         tok->bos = -1;
@@ -157,7 +167,7 @@ struct tokenizer *tokenizer_load(const char *dir, struct error *err)
     }
     if (!rc)
         rc = load_file(tok, dir, config, err);
-    if (!rc && set_bos(tok, config, err))
+    if (!rc && set_bos_and_eos(tok, config, err))
         rc = error_prefix(err, "%s", dir);
     json_free(config);
     free(path);
@@ -176,7 +186,7 @@ struct tokenizer *tokenizer_parse(const char *json, size_t len, struct error *er
         root && tokenizer_parts_from_json(&tok->parts, root, err) == 0 ? index_ids(tok, err) : -1;
 
     json_free(root);
-    if (rc || set_bos(tok, NULL, err)) {
+    if (rc || set_bos_and_eos(tok, NULL, err)) {
         tokenizer_free(tok);
         return NULL;
     }
@@ -391,6 +401,11 @@ const char *tokenizer_bytes(const struct tokenizer *tok, int32_t id, size_t *len
 int32_t tokenizer_bos(const struct tokenizer *tok)
 {
     return tok->bos;
+}
+
+int32_t tokenizer_eos(const struct tokenizer *tok)
+{
+    return tok->eos;
 }
 
 /* ---- decoding ---- */

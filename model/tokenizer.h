@@ -70,6 +70,9 @@ const char *tokenizer_bytes(const struct tokenizer *tok, int32_t id, size_t *len
  * else tokenizer.json's post_processor; tekken.json's always), and which. -1: none. */
 int32_t tokenizer_bos(const struct tokenizer *tok);
 
+/* The eos_token of tokenizer_config.json; -1: none, or it is not in the vocabulary. */
+int32_t tokenizer_eos(const struct tokenizer *tok);
+
 /* Incremental decoding: bytes come out only as whole characters; bytes that can't become one come
  * out as U+FFFD, like Python's errors="replace". */
 struct detokenizer {

@@ -12,18 +12,32 @@ struct writer {
     struct weight_list *list;
     const struct model_config *config;
     int32_t layer;
+    int32_t together; /* of the items that follow */
 };
 
 static void add(struct writer *w, struct tensor *dst, enum weight_use use, const char *part,
                 int64_t rows, int64_t cols)
 {
-    w->list->items[w->list->n++] = (struct weight_item){
-        .dst = dst, .use = use, .part = part, .layer = w->layer, .rows = rows, .cols = cols};
+    w->list->items[w->list->n++] = (struct weight_item){.dst = dst,
+                                                        .use = use,
+                                                        .part = part,
+                                                        .layer = w->layer,
+                                                        .rows = rows,
+                                                        .cols = cols,
+                                                        .scale = 1,
+                                                        .together = w->together};
 }
 
 static void add_vector(struct writer *w, struct tensor *dst, const char *part, int64_t n)
 {
     add(w, dst, WEIGHT_EXACT, part, n, 0);
+}
+
+static void add_scaled(struct writer *w, struct tensor *dst, const char *part, int64_t n,
+                       float scale)
+{
+    add_vector(w, dst, part, n);
+    w->list->items[w->list->n - 1].scale = scale;
 }
 
 static void add_matrix(struct writer *w, struct tensor *dst, const char *part, int64_t rows,
@@ -52,12 +66,12 @@ static void add_attention(struct writer *w, struct layer_weights *l)
         add_matrix(w, &l->q, "self_attn.q_proj.weight", q_rows, d);
     } else {
         add_matrix(w, &l->q_a, "self_attn.q_a_proj.weight", q_lora, d);
-        add_vector(w, &l->q_a_norm, "self_attn.q_a_layernorm.weight", q_lora);
+        add_scaled(w, &l->q_a_norm, "self_attn.q_a_layernorm.weight", q_lora, c->norm_scale.q);
         add_matrix(w, &l->q, "self_attn.q_b_proj.weight", q_rows, q_lora);
     }
     add_matrix(w, &l->kv_a, "self_attn.kv_a_proj_with_mqa.weight", kv_rows, d);
-    add_vector(w, &l->kv_a_norm, "self_attn.kv_a_layernorm.weight", kv_lora);
-    add_matrix(w, &l->kv_b, "self_attn.kv_b_proj.weight", kv_b_rows, kv_lora);
+    add_scaled(w, &l->kv_a_norm, "self_attn.kv_a_layernorm.weight", kv_lora, c->norm_scale.kv);
+    add(w, &l->kv_b, WEIGHT_TABLE, "self_attn.kv_b_proj.weight", kv_b_rows, kv_lora);
     add_matrix(w, &l->o, "self_attn.o_proj.weight", d, (int64_t)mla->heads * mla->v_dim);
     if (!c->attention_bias) /* which q_proj, q_b and kv_b never have */
         return;
@@ -67,30 +81,50 @@ static void add_attention(struct writer *w, struct layer_weights *l)
     add_vector(w, &l->o_bias, "self_attn.o_proj.bias", d);
 }
 
+static void add_indexer(struct writer *w, struct layer_weights *l)
+{
+    const struct index_shape *index = &w->config->index;
+    int64_t d = w->config->hidden_size, q_rows = (int64_t)index->heads * index->dim;
+
+    add_matrix(w, &l->index.q, "self_attn.indexer.wq_b.weight", q_rows, w->config->q_lora_rank);
+    add_matrix(w, &l->index.k, "self_attn.indexer.wk.weight", index->dim, d);
+    add_vector(w, &l->index.norm, "self_attn.indexer.k_norm.weight", index->dim);
+    add_vector(w, &l->index.norm_bias, "self_attn.indexer.k_norm.bias", index->dim);
+    add(w, &l->index.weights, WEIGHT_EXACT, "self_attn.indexer.weights_proj.weight", index->heads,
+        d);
+}
+
 static void add_moe(struct writer *w, struct layer_weights *l)
 {
     const struct model_config *c = w->config;
     int64_t d = c->hidden_size, width = c->moe_intermediate, shared = c->shared_intermediate;
+    int64_t choices = c->router.experts + c->router.identity;
 
-    add(w, &l->router, WEIGHT_EXACT, "mlp.gate.weight", c->router.experts, d);
+    add(w, &l->router, WEIGHT_EXACT, "mlp.gate.weight", choices, d);
     if (c->router_bias)
-        add_vector(w, &l->router_bias, "mlp.gate.e_score_correction_bias", c->router.experts);
+        add_vector(w, &l->router_bias, "mlp.gate.e_score_correction_bias", choices);
+    w->together = 2 * w->layer + 1;
     add_experts(w, &l->experts.gate, "gate_proj.weight", width, d);
     add_experts(w, &l->experts.up, "up_proj.weight", width, d);
     add_experts(w, &l->experts.down, "down_proj.weight", d, width);
-    if (shared == 0)
-        return;
-    add_matrix(w, &l->gate, "mlp.shared_experts.gate_proj.weight", shared, d);
-    add_matrix(w, &l->up, "mlp.shared_experts.up_proj.weight", shared, d);
-    add_matrix(w, &l->down, "mlp.shared_experts.down_proj.weight", d, shared);
+    if (shared > 0) {
+        add_matrix(w, &l->gate, "mlp.shared_experts.gate_proj.weight", shared, d);
+        add_matrix(w, &l->up, "mlp.shared_experts.up_proj.weight", shared, d);
+        add_matrix(w, &l->down, "mlp.shared_experts.down_proj.weight", d, shared);
+    }
+    w->together = 0;
+    if (c->moe_post_norm)
+        add_vector(w, &l->moe_norm, "post_mlp_layernorm.weight", d);
 }
 
 static void add_dense(struct writer *w, struct layer_weights *l)
 {
     int64_t d = w->config->hidden_size, width = w->config->dense_intermediate;
 
+    w->together = 2 * w->layer + 2;
     add_matrix(w, &l->gate, "mlp.gate_proj.weight", width, d);
     add_matrix(w, &l->up, "mlp.up_proj.weight", width, d);
+    w->together = 0;
     add_matrix(w, &l->down, "mlp.down_proj.weight", d, width);
 }
 
@@ -99,22 +133,24 @@ struct weight_list weight_list_new(struct model_weights *weights, const struct m
 {
     size_t most = (size_t)config->layers * MAX_ITEMS_PER_LAYER + MAX_OTHERS;
     struct weight_list list = {.items = mem_zalloc(most, sizeof(*list.items))};
-    struct writer w = {&list, config, -1};
+    struct writer w = {.list = &list, .config = config, .layer = -1};
     int64_t d = config->hidden_size;
 
-    add_matrix(&w, &weights->embed, "model.embed_tokens.weight", config->vocab_size, d);
+    add(&w, &weights->embed, WEIGHT_TABLE, "model.embed_tokens.weight", config->vocab_size, d);
     for (w.layer = 0; w.layer < config->layers; w.layer++) {
         struct layer_weights *l = &weights->layers[w.layer];
         add_vector(&w, &l->input_norm, "input_layernorm.weight", d);
         add_attention(&w, l);
+        if (config->has_indexer[w.layer])
+            add_indexer(&w, l);
         add_vector(&w, &l->post_norm, "post_attention_layernorm.weight", d);
         if (config->is_moe[w.layer])
             add_moe(&w, l);
-        else
+        if (config->shortcut_moe || !config->is_moe[w.layer])
             add_dense(&w, l);
     }
     w.layer = -1;
-    add_vector(&w, &weights->final_norm, "model.norm.weight", d);
+    add_scaled(&w, &weights->final_norm, "model.norm.weight", d, config->norm_scale.final);
     if (own_head)
         add_matrix(&w, &weights->lm_head, "lm_head.weight", config->vocab_size, d);
     return list;

@@ -16,6 +16,8 @@ struct weight_item {
     int32_t layer;      /* -1: of no layer */
     int32_t experts;    /* a block of so many equal matrices, one after the other; 0: one tensor */
     int64_t rows, cols; /* of one; cols 0: a vector */
+    int32_t together;   /* not 0: those of one number are operands of one call of gated or moe */
+    float scale;        /* to multiply a vector with */
 };
 
 struct weight_list {
@@ -29,7 +31,7 @@ struct weight_list weight_list_new(struct model_weights *weights, const struct m
                                    bool own_head);
 void weight_list_free(struct weight_list *list);
 
-/* The name of the item, or of its expert. */
+/* The name of the item, or of its expert, as released DeepSeek checkpoints have it. */
 void weight_name(const struct weight_item *item, int32_t expert, char out[WEIGHT_NAME_BYTES]);
 
 /* The shape of the item on the backend; returns the rank. */

@@ -3,9 +3,9 @@
  * Every tensor is first looked up and checked, then takes its memory on the backend. Then threads
  * take pieces of tensors, whole rows of at most STAGE_BYTES, off one list: read a piece into the
  * thread's staging memory (page-locked where that makes copies fast), upload it, take the next one.
- * While one thread's piece is copied the others read. FP8 is multiplied out by the thread that read
- * it. Tensors that the graph has no place for (the multi-token prediction layer after the last,
- * rotary inv_freq) are never looked at. */
+ * While one thread's piece is copied the others read. FP8 stays as it is where the backend keeps
+ * it; else the thread that read it multiplies it out. Tensors that the graph has no place for (the
+ * multi-token prediction layer after the last, rotary inv_freq) are never looked at. */
 #include "model/weights.h"
 
 #include "base/clock.h"
@@ -15,6 +15,7 @@
 #include "model/dequant.h"
 #include "model/safetensors.h"
 #include "model/weight_list.h"
+#include "model/weight_names.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -37,6 +38,7 @@ struct loader {
     struct backend *be;
     const atomic_int *cancel;
     struct weight_list list;
+    struct weight_names names;
     struct piece *pieces;
     int64_t n_pieces;
 
@@ -99,21 +101,37 @@ static int find_tensor(const struct loader *l, const char *name, const struct te
     return 0;
 }
 
-/* The block scales "X_scale_inv" of an FP8 matrix "X". */
+/* The number of rows and columns of an FP8 matrix that share a scale. */
+static void scale_block(const struct loader *l, const struct tensor *info, int64_t block[2])
+{
+    bool whole = l->config->quantization == QUANT_FP8_TENSOR;
+
+    block[0] = whole ? info->shape[info->rank - 2] : l->config->quant_block[0];
+    block[1] = whole ? info->shape[info->rank - 1] : l->config->quant_block[1];
+}
+
+/* The scales of an FP8 matrix: one for each block, or one alone, which has any rank. */
 static int find_scales(const struct loader *l, const char *name, const struct tensor *info,
                        char scale_name[WEIGHT_NAME_BYTES + 16], struct tensor *scales,
                        struct error *err)
 {
+    bool whole = l->config->quantization == QUANT_FP8_TENSOR;
     struct tensor want = {.rank = 2};
+    int64_t block[2];
 
-    if (l->config->quantization != QUANT_FP8_BLOCK || info->rank != 2)
+    if (l->config->quantization == QUANT_NONE || info->rank < 2)
         return error_set(
             err, "%s: tensor \"%s\" is F8_E4M3, but %s", safetensors_file(l->st, name), name,
-            info->rank != 2 ? "only matrices can be" : "config.json has no quantization_config");
-    snprintf(scale_name, WEIGHT_NAME_BYTES + 16, "%s_scale_inv", name);
+            info->rank < 2 ? "only matrices can be" : "config.json has no quantization_config");
+    weight_scale_name(&l->names, name, scale_name);
+    scale_block(l, info, block);
     for (int i = 0; i < 2; i++)
-        want.shape[i] =
-            (info->shape[i] + l->config->quant_block[i] - 1) / l->config->quant_block[i];
+        want.shape[i] = (info->shape[i] + block[i] - 1) / block[i];
+    if (whole && safetensors_info(l->st, scale_name, &want, err))
+        return error_prefix(err, "the scale of an FP8 tensor");
+    if (whole && tensor_elements(&want) != (info->rank == 3 ? info->shape[0] : 1))
+        return error_set(err, "%s: tensor \"%s\" must hold one number a matrix",
+                         safetensors_file(l->st, scale_name), scale_name);
     if (find_tensor(l, scale_name, &want, scales, err))
         return error_prefix(err, "the scales of an FP8 tensor");
     if (scales->dtype == DTYPE_F8_E4M3)
@@ -122,23 +140,23 @@ static int find_scales(const struct loader *l, const char *name, const struct te
     return 0;
 }
 
-/* Checks the item's tensors. `*dtype`: what it comes to the backend as; F32 for FP8, and for
- * experts that differ. */
+/* Checks the item's tensors. `*dtype`: theirs, or F32 for experts that differ. */
 static int check_item(const struct loader *l, const struct weight_item *item, enum dtype *dtype,
                       struct error *err)
 {
-    struct tensor want = {.rank = item->cols ? 2 : 1, .shape = {item->rows, item->cols}};
     struct tensor info, scales;
-    char name[WEIGHT_NAME_BYTES], scale_name[WEIGHT_NAME_BYTES + 16];
+    char scale_name[WEIGHT_NAME_BYTES + 16];
 
     for (int32_t e = 0; e == 0 || e < item->experts; e++) {
-        weight_name(item, e, name);
-        if (find_tensor(l, name, &want, &info, err))
+        struct weight_place place = weight_place(&l->names, item, e);
+        if (find_tensor(l, place.name, &place.want, &info, err))
             return -1;
         if (info.dtype == DTYPE_F8_E4M3) {
-            if (find_scales(l, name, &info, scale_name, &scales, err))
+            if (find_scales(l, place.name, &info, scale_name, &scales, err))
                 return -1;
-            info.dtype = DTYPE_F32;
+            if (l->config->quantization != QUANT_FP8_BLOCK ||
+                place.first_row % l->config->quant_block[0] != 0) /* in the middle of a block */
+                info.dtype = DTYPE_F32;
         }
         *dtype = e == 0 || *dtype == info.dtype ? info.dtype : DTYPE_F32;
     }
@@ -175,52 +193,86 @@ static int read_scales(struct reader *r, const char *name, const struct tensor *
     return 0;
 }
 
-/* Reads a piece of an FP8 matrix and leaves it in the stage as `dtype`. */
-static int read_fp8(struct reader *r, const struct piece *p, const char *name,
-                    const struct tensor *info, enum dtype dtype, struct error *err)
+/* Reads `rows` rows of an FP8 matrix and leaves them in the stage as `dtype`. */
+static int read_fp8(struct reader *r, const char *name, const struct tensor *info,
+                    int64_t first_row, int64_t rows, enum dtype dtype, struct error *err)
 {
-    const struct model_config *c = r->l->config;
-    struct fp8_matrix matrix = {.cols = info->shape[1],
-                                .block = {c->quant_block[0], c->quant_block[1]}};
-    size_t bytes = (size_t)(p->rows * matrix.cols);
+    struct fp8_matrix matrix = {.cols = info->shape[info->rank - 1]};
+    size_t bytes = (size_t)(rows * matrix.cols);
 
     if (read_scales(r, name, info, err))
         return -1;
+    scale_block(r->l, info, matrix.block);
     matrix.scales = r->scales;
     uint8_t *raw = grow(&r->raw, &r->raw_size, bytes);
-    if (safetensors_read_part(r->l->st, name, (uint64_t)(p->first_row * matrix.cols), bytes, raw,
-                              err))
+    if (safetensors_read_part(r->l->st, name, (uint64_t)(first_row * matrix.cols), bytes, raw, err))
         return -1;
-    dequant_fp8_rows(r->stage, dtype, raw, &matrix, p->first_row, p->rows);
-    atomic_fetch_add(&r->l->bytes_read, (int64_t)bytes);
+    dequant_fp8_rows(r->stage, dtype, raw, &matrix, first_row, rows);
     return 0;
+}
+
+/* Leaves a vector in the stage as floats times its scale. */
+static void scale_vector(struct reader *r, struct tensor *host, float scale)
+{
+    int64_t n = tensor_elements(host);
+    void *raw = grow(&r->raw, &r->raw_size, tensor_bytes(host));
+    float *out = r->stage;
+
+    memcpy(raw, r->stage, tensor_bytes(host));
+    widen_to_f32(out, raw, host->dtype, n);
+    for (int64_t i = 0; i < n; i++)
+        out[i] *= scale;
+    host->dtype = DTYPE_F32;
+}
+
+/* The scales of an item, or of its expert, that stays FP8. */
+static int upload_scales(struct reader *r, const struct weight_item *item, int32_t expert,
+                         const struct weight_place *place, const struct tensor *info,
+                         struct error *err)
+{
+    const int32_t *block = r->l->config->quant_block;
+    int64_t columns = item->cols / block[1], n = (item->rows + block[0] - 1) / block[0] * columns;
+    struct tensor dst = {.data = item->dst->scales,
+                         .dtype = DTYPE_F32,
+                         .rank = 1,
+                         .shape = {n * (item->experts ? item->experts : 1)}};
+    struct tensor host = {.dtype = DTYPE_F32, .rank = 1, .shape = {n}};
+
+    if (read_scales(r, place->name, info, err))
+        return -1;
+    host.data = r->scales + place->first_row / block[0] * columns;
+    return r->l->be->ops->upload(r->l->be, &dst, expert * n, &host, err);
 }
 
 static int load_piece(struct reader *r, const struct piece *p, struct error *err)
 {
     const struct weight_item *item = &r->l->list.items[p->item];
-    int64_t row_elements = weight_row_elements(item);
+    struct weight_place place = weight_place(&r->l->names, item, p->expert);
+    int64_t row_elements = weight_row_elements(item), row = place.first_row + p->first_row;
     struct tensor host = {.data = r->stage, .rank = 1, .shape = {p->rows * row_elements}};
     struct tensor info;
-    char name[WEIGHT_NAME_BYTES];
 
-    weight_name(item, p->expert, name);
-    if (safetensors_info(r->l->st, name, &info, err))
+    if (safetensors_info(r->l->st, place.name, &info, err))
         return -1;
     host.dtype = info.dtype;
-    if (info.dtype == DTYPE_F8_E4M3) {
+    atomic_fetch_add(&r->l->bytes_read, (int64_t)tensor_bytes(&host));
+    if (info.dtype == DTYPE_F8_E4M3 && item->dst->dtype != DTYPE_F8_E4M3) {
         host.dtype = item->dst->dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
-        if (read_fp8(r, p, name, &info, host.dtype, err))
+        if (read_fp8(r, place.name, &info, row, p->rows, host.dtype, err))
             return -1;
     } else {
-        uint64_t first = (uint64_t)(p->first_row * row_elements) * dtype_size(info.dtype);
-        if (safetensors_read_part(r->l->st, name, first, tensor_bytes(&host), r->stage, err))
+        uint64_t first = (uint64_t)(row * row_elements) * dtype_size(info.dtype);
+        if (safetensors_read_part(r->l->st, place.name, first, tensor_bytes(&host), r->stage, err))
             return -1;
-        atomic_fetch_add(&r->l->bytes_read, (int64_t)tensor_bytes(&host));
     }
+    if (item->scale != 1)
+        scale_vector(r, &host, item->scale);
+    if (item->dst->dtype == DTYPE_F8_E4M3 && p->first_row == 0 &&
+        upload_scales(r, item, p->expert, &place, &info, err))
+        return -1;
     int64_t at = p->expert * weight_elements(item) + p->first_row * row_elements;
     if (r->l->be->ops->upload(r->l->be, item->dst, at, &host, err))
-        return error_prefix(err, "%s", name);
+        return error_prefix(err, "%s", place.name);
     return 0;
 }
 
@@ -270,6 +322,36 @@ static void add_pieces(struct loader *l, int32_t index, int64_t *capacity)
     }
 }
 
+/* Whether the backend can keep an item of FP8 as it is. */
+static bool can_keep_fp8(const struct loader *l, const struct weight_item *item)
+{
+    const struct model_config *c = l->config;
+
+    return l->be->keeps_fp8 && item->use == WEIGHT_MATRIX && c->quantization == QUANT_FP8_BLOCK &&
+           c->quant_block[0] == 128 && c->quant_block[1] == 128 && item->rows % 8 == 0 &&
+           item->cols > 0 && item->cols % 128 == 0;
+}
+
+/* FP8 items that the backend can't keep, with those that go with them, will be multiplied out. */
+static void choose_fp8(const struct loader *l, enum dtype *dtypes)
+{
+    const struct weight_item *items = l->list.items;
+    int last = l->list.n;
+
+    for (int i = 0; i < l->list.n; i = last) {
+        bool keep = true;
+        for (last = i;
+             last < l->list.n &&
+             (last == i || (items[i].together != 0 && items[last].together == items[i].together));
+             last++)
+            keep &= items[last].use != WEIGHT_MATRIX ||
+                    (dtypes[last] == DTYPE_F8_E4M3 && can_keep_fp8(l, &items[last]));
+        for (int j = i; j < last; j++)
+            if (dtypes[j] == DTYPE_F8_E4M3 && (!keep || items[j].use != WEIGHT_MATRIX))
+                dtypes[j] = DTYPE_F32;
+    }
+}
+
 /* Checks every tensor, then takes memory for all of them and cuts them in pieces. */
 static int prepare(struct loader *l)
 {
@@ -279,16 +361,15 @@ static int prepare(struct loader *l)
 
     for (int i = 0; i < l->list.n && rc == 0; i++)
         rc = check_item(l, &l->list.items[i], &dtypes[i], l->err);
+    choose_fp8(l, dtypes);
     for (int i = 0; i < l->list.n && rc == 0; i++) {
         struct weight_item *item = &l->list.items[i];
         int rank = weight_shape(item, shape);
-        char name[WEIGHT_NAME_BYTES];
-        weight_name(item, 0, name);
         if (cancelled(l->cancel))
             rc = error_set(l->err, "loading the model was cancelled");
         else if (l->be->ops->alloc_weight(l->be, item->dst, item->use, dtypes[i], rank, shape,
                                           l->err))
-            rc = error_prefix(l->err, "%s", name);
+            rc = error_prefix(l->err, "%s", weight_place(&l->names, item, 0).name);
         else
             add_pieces(l, i, &capacity);
     }
@@ -366,7 +447,8 @@ int weights_load(struct model_weights *weights, const struct model_config *confi
     if (!l.st)
         return -1;
     /* A head of its own counts even in a tied model, as in transformers. */
-    bool own_head = !config->tie_embeddings || safetensors_has(l.st, "lm_head.weight");
+    l.names = weight_names_find(config, l.st);
+    bool own_head = !config->tie_embeddings || weight_names_have_head(&l.names, l.st);
     pthread_mutex_init(&l.lock, NULL);
     begin(&l, weights, own_head);
     int rc = prepare(&l) || read_all(&l) ? -1 : 0;
@@ -377,7 +459,8 @@ int weights_load(struct model_weights *weights, const struct model_config *confi
 
 /* ---- without a checkpoint ----------------------------------------------------------------- */
 
-/* Norms are 1; a matrix keeps the size of what it multiplies; biases are small. */
+/* Norms are 1, or what they are scaled with; a matrix keeps the size of what it multiplies; biases
+ * are small. */
 static int fill(struct loader *l, const struct weight_item *item, uint64_t seed)
 {
     bool is_norm = item->cols == 0 && strstr(item->part, "norm");
@@ -389,11 +472,26 @@ static int fill(struct loader *l, const struct weight_item *item, uint64_t seed)
     struct tensor ones = {.dtype = DTYPE_F32, .rank = 1, .shape = {item->rows}};
     float *values = mem_alloc((size_t)item->rows * sizeof(float));
     for (int64_t i = 0; i < item->rows; i++)
-        values[i] = 1;
+        values[i] = item->scale;
     ones.data = values;
     int rc = l->be->ops->upload(l->be, item->dst, 0, &ones, l->err);
     free(values);
     return rc;
+}
+
+/* What the items of such a checkpoint would come to the backend as: the head is never FP8. */
+static enum dtype *random_dtypes(const struct loader *l)
+{
+    enum dtype *dtypes = mem_zalloc((size_t)l->list.n, sizeof(*dtypes));
+
+    for (int i = 0; i < l->list.n; i++)
+        dtypes[i] = l->config->quantization == QUANT_FP8_BLOCK && l->list.items[i].layer >= 0
+                        ? DTYPE_F8_E4M3
+                        : DTYPE_BF16;
+    choose_fp8(l, dtypes);
+    for (int i = 0; i < l->list.n; i++)
+        dtypes[i] = dtypes[i] == DTYPE_F32 ? DTYPE_BF16 : dtypes[i];
+    return dtypes;
 }
 
 int weights_random(struct model_weights *weights, const struct model_config *config,
@@ -404,32 +502,40 @@ int weights_random(struct model_weights *weights, const struct model_config *con
     int rc = 0;
 
     begin(&l, weights, !config->tie_embeddings);
+    enum dtype *dtypes = random_dtypes(&l);
     for (int i = 0; i < l.list.n && rc == 0; i++) {
         struct weight_item *item = &l.list.items[i];
         int rank = weight_shape(item, shape);
-        rc = be->ops->alloc_weight(be, item->dst, item->use, DTYPE_BF16, rank, shape, err);
+        rc = be->ops->alloc_weight(be, item->dst, item->use, dtypes[i], rank, shape, err);
         if (rc == 0)
             rc = fill(&l, item, (uint64_t)i + 1);
         if (rc == 0 && cancelled(cancel))
             rc = error_set(err, "loading the model was cancelled");
     }
+    free(dtypes);
     return end(&l, weights, !config->tie_embeddings, rc);
 }
 
-uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes)
+uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes, bool keeps_fp8)
 {
-    struct model_weights weights = {0};
+    struct model_weights weights;
+    struct backend be = {.keeps_fp8 = keeps_fp8};
+    struct loader l = {.config = config, .be = &be};
     uint64_t bytes = 0;
 
-    weights.layers = mem_zalloc((size_t)config->layers, sizeof(*weights.layers));
-    struct weight_list list = weight_list_new(&weights, config, !config->tie_embeddings);
-    for (int i = 0; i < list.n; i++) {
-        const struct weight_item *item = &list.items[i];
+    begin(&l, &weights, !config->tie_embeddings);
+    enum dtype *dtypes = random_dtypes(&l);
+    for (int i = 0; i < l.list.n; i++) {
+        const struct weight_item *item = &l.list.items[i];
         uint64_t n =
             (uint64_t)weight_elements(item) * (uint64_t)(item->experts ? item->experts : 1);
-        bytes += n * (item->use == WEIGHT_MATRIX ? matrix_bytes : sizeof(float));
+        if (dtypes[i] == DTYPE_F8_E4M3)
+            bytes += n + n / (128 * 128) * sizeof(float);
+        else
+            bytes += n * (item->use == WEIGHT_EXACT ? sizeof(float) : matrix_bytes);
     }
-    weight_list_free(&list);
+    free(dtypes);
+    weight_list_free(&l.list);
     free(weights.layers);
     return bytes;
 }
@@ -443,19 +549,14 @@ static void release(struct backend *be, struct tensor *t)
     t->data = NULL;
 }
 
+/* The weights of a layer are tensors and nothing else. */
 static void free_layer(struct layer_weights *w, struct backend *be)
 {
-    struct tensor *const all[] = {
-        &w->input_norm, &w->post_norm,    &w->q,         &w->q_a,         &w->q_a_bias,
-        &w->q_a_norm,   &w->kv_a,         &w->kv_a_bias, &w->kv_a_norm,   &w->kv_b,
-        &w->o,          &w->o_bias,       &w->router,    &w->router_bias, &w->experts.gate,
-        &w->experts.up, &w->experts.down, &w->gate,      &w->up,          &w->down,
-    };
+    struct tensor *all = (struct tensor *)w;
 
-    _Static_assert(sizeof(all) / sizeof(*all) == sizeof(*w) / sizeof(struct tensor),
-                   "every tensor of a layer is released");
-    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
-        release(be, all[i]);
+    _Static_assert(sizeof(*w) % sizeof(*all) == 0, "no other member");
+    for (size_t i = 0; i < sizeof(*w) / sizeof(*all); i++)
+        release(be, &all[i]);
 }
 
 void weights_free(struct model_weights *weights, const struct model_config *config,

@@ -7,22 +7,33 @@
 
 #include <stdatomic.h>
 
+/* Of a layer's indexer. */
+struct indexer_weights {
+    struct tensor q;         /* (heads * dim, q_lora_rank) wq_b */
+    struct tensor k;         /* (dim, d) wk */
+    struct tensor norm;      /* (dim) k_norm */
+    struct tensor norm_bias; /* (dim) */
+    struct tensor weights;   /* (heads, d) F32 weights_proj */
+};
+
 struct layer_weights {
-    struct tensor input_norm;   /* (d) */
-    struct tensor post_norm;    /* (d) post_attention_layernorm */
-    struct tensor q;            /* (H * (nope + rope), d or q_lora_rank): q_proj or q_b_proj */
-    struct tensor q_a;          /* (q_lora_rank, d); data NULL without q_lora */
-    struct tensor q_a_bias;     /* (q_lora_rank) or none */
-    struct tensor q_a_norm;     /* (q_lora_rank) or none */
-    struct tensor kv_a;         /* (kv_lora_rank + rope, d) kv_a_proj_with_mqa */
-    struct tensor kv_a_bias;    /* (kv_lora_rank + rope) or none */
-    struct tensor kv_a_norm;    /* (kv_lora_rank) */
-    struct tensor kv_b;         /* (H * (nope + v), kv_lora_rank) */
-    struct tensor o;            /* (d, H * v) */
-    struct tensor o_bias;       /* (d) or none */
-    struct tensor router;       /* (experts, d) F32; none in dense layers */
-    struct tensor router_bias;  /* (experts) F32 or none */
-    struct moe_weights experts; /* none in dense layers */
+    struct tensor input_norm;     /* (d) */
+    struct tensor post_norm;      /* (d) post_attention_layernorm */
+    struct tensor q;              /* (H * (nope + rope), d or q_lora_rank): q_proj or q_b_proj */
+    struct tensor q_a;            /* (q_lora_rank, d); data NULL without q_lora */
+    struct tensor q_a_bias;       /* (q_lora_rank) or none */
+    struct tensor q_a_norm;       /* (q_lora_rank) or none */
+    struct tensor kv_a;           /* (kv_lora_rank + rope, d) kv_a_proj_with_mqa */
+    struct tensor kv_a_bias;      /* (kv_lora_rank + rope) or none */
+    struct tensor kv_a_norm;      /* (kv_lora_rank) */
+    struct tensor kv_b;           /* (H * (nope + v), kv_lora_rank) */
+    struct tensor o;              /* (d, H * v) */
+    struct tensor o_bias;         /* (d) or none */
+    struct tensor router;         /* (experts, d) F32; none in dense layers */
+    struct tensor router_bias;    /* (experts) F32 or none */
+    struct moe_weights experts;   /* none in dense layers */
+    struct tensor moe_norm;       /* (d) post_mlp_layernorm or none */
+    struct indexer_weights index; /* none in layers without an indexer */
     /* The dense FFN, or the shared experts of a MoE layer (none when it has none). */
     struct tensor gate, up, down; /* (i, d), (i, d), (d, i) */
 };
@@ -52,5 +63,6 @@ int weights_random(struct model_weights *weights, const struct model_config *con
 void weights_free(struct model_weights *weights, const struct model_config *config,
                   struct backend *be);
 
-/* Bytes the weights take on a backend whose matrices take `matrix_bytes` an element. */
-uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes);
+/* Bytes the weights take on a backend whose matrices take `matrix_bytes` an element, but for those
+ * that it keeps as FP8 (struct backend). */
+uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes, bool keeps_fp8);

@@ -23,6 +23,7 @@ static void cpu_close(struct backend *be)
     cpu_threads_free(cpu->threads);
     scratch_free(cpu);
     cpu_moe_free(cpu->moe);
+    cpu_index_free(cpu->index);
     cpu_sampler_free(cpu->sampler);
     free(cpu->row_seq);
     free(cpu->absorbed_rows);
@@ -34,8 +35,10 @@ static void cpu_close(struct backend *be)
 /* Attention's working memory of one thread. It doesn't grow with the context: keys and values are
  * expanded a page at a time. DeepSeek-V3 shapes: 128 KiB of keys and values, 75 KiB of the rest,
  * and 8 bytes for each row of a step. */
-static void scratch_take(struct cpu_scratch *s, const struct mla_shape *mla, size_t max_rows)
+static void scratch_take(struct cpu_scratch *s, const struct backend_shapes *shapes,
+                         size_t max_rows)
 {
+    const struct mla_shape *mla = &shapes->mla;
     size_t lora = (size_t)mla->kv_lora_rank, nope = (size_t)mla->nope_dim;
     size_t rope = (size_t)mla->rope_dim, v = (size_t)mla->v_dim;
     struct {
@@ -51,6 +54,7 @@ static void scratch_take(struct cpu_scratch *s, const struct mla_shape *mla, siz
         {&s->query, CPU_DECODE_ROWS * CPU_DECODE_HEADS * (lora + rope)},
         {&s->latent_out, CPU_DECODE_ROWS * CPU_DECODE_HEADS * lora},
         {&s->head_out, CPU_DECODE_ROWS * v},
+        {&s->tokens, shapes->index.top_k > 0 ? KV_PAGE_TOKENS * (lora + rope) : 0},
     };
     size_t n = sizeof(parts) / sizeof(parts[0]), total = 0;
 
@@ -69,21 +73,25 @@ static int cpu_reserve(struct backend *be, const struct backend_shapes *shapes, 
     struct cpu_backend *cpu = cpu_backend(be);
     const struct router_config *moe = &shapes->router;
 
-    if (moe->experts > CPU_MAX_EXPERTS)
+    if (moe->experts + moe->identity > CPU_MAX_EXPERTS)
         return error_set(err, "the model has %d experts; the CPU backend takes at most %d",
-                         moe->experts, CPU_MAX_EXPERTS);
+                         moe->experts + moe->identity, CPU_MAX_EXPERTS);
     scratch_free(cpu);
     cpu->scratch = mem_zalloc((size_t)cpu->n_threads, sizeof(*cpu->scratch));
     for (int t = 0; t < cpu->n_threads; t++)
-        scratch_take(&cpu->scratch[t], &shapes->mla, (size_t)cpu->limits.max_rows);
+        scratch_take(&cpu->scratch[t], shapes, (size_t)cpu->limits.max_rows);
     cpu_moe_free(cpu->moe);
     cpu->moe = moe->experts > 0 ? cpu_moe_new(shapes) : NULL;
+    cpu_index_free(cpu->index);
+    cpu->index =
+        shapes->index.top_k > 0 ? cpu_index_new(&shapes->index, cpu->limits, cpu->n_threads) : NULL;
     return 0;
 }
 
 static int cpu_begin(struct backend *be, const struct batch *batch)
 {
     struct cpu_backend *cpu = cpu_backend(be);
+    int32_t limit = cpu_index_limit(cpu);
 
     ASSERT(batch->n_rows <= cpu->limits.max_rows && cpu->n_steps < BACKEND_MAX_STEPS);
     cpu->n_steps++;
@@ -94,7 +102,7 @@ static int cpu_begin(struct backend *be, const struct batch *batch)
         const struct batch_seq *seq = &batch_seqs(batch)[s];
         for (int32_t row = seq->first_row; row < seq->first_row + seq->n_rows; row++) {
             cpu->row_seq[row] = s;
-            if (seq->absorbed)
+            if (seq->absorbed || batch_positions(batch)[row] >= limit)
                 cpu->absorbed_rows[cpu->n_absorbed++] = row;
         }
     }
@@ -145,10 +153,14 @@ static const struct backend_ops cpu_ops = {
     .linear = cpu_linear,
     .gated = cpu_gated,
     .rope_kv_write = cpu_rope_kv_write,
+    .index_tokens = cpu_index_tokens,
     .mla_prefill = cpu_mla_prefill,
     .mla_decode = cpu_mla_decode,
     .route = cpu_route,
+    .scale_by_position = cpu_scale_by_position,
+    .identity_experts = cpu_identity_experts,
     .moe = cpu_moe,
+    .add = cpu_add,
     .gather_logit_rows = cpu_gather_logit_rows,
     .sampler_open = cpu_sampler_open,
     .sampler_close = cpu_sampler_close,

@@ -62,11 +62,13 @@ struct cpu_scratch {
     float *query;      /* (CPU_DECODE_ROWS, CPU_DECODE_HEADS, lora + rope): absorbed queries */
     float *latent_out; /* (CPU_DECODE_ROWS, CPU_DECODE_HEADS, lora) */
     float *head_out;   /* (CPU_DECODE_ROWS, v) */
+    float *tokens;     /* (KV_PAGE_TOKENS, lora + rope) chosen ones; without an indexer none */
 };
 
 struct cpu_threads; /* threads.c */
 struct cpu_sampler; /* sample.c: the sampler state of all slots */
 struct cpu_moe;     /* moe.c: working memory for the experts */
+struct cpu_index;   /* indexer.c: the tokens that rows attend to */
 
 struct cpu_backend {
     struct backend base;
@@ -78,7 +80,7 @@ struct cpu_backend {
 
     /* Of the current step, made by begin. */
     int32_t *row_seq;       /* (max_rows) which sequence a row belongs to */
-    int32_t *absorbed_rows; /* rows that mla_decode answers for */
+    int32_t *absorbed_rows; /* rows that mla_decode answers for, in order */
     int32_t n_absorbed;
 
     /* cos and sin of the step's positions, (max_rows, ROPE_MAX_DIM / 2): rope.c fills them once a
@@ -89,6 +91,7 @@ struct cpu_backend {
 
     struct cpu_scratch *scratch; /* (n_threads); NULL before reserve */
     struct cpu_moe *moe;         /* NULL without experts */
+    struct cpu_index *index;     /* NULL without an indexer */
     struct cpu_sampler *sampler;
 };
 
@@ -226,15 +229,21 @@ void cpu_gated(struct backend *be, struct tensor out, struct tensor x, struct te
 void cpu_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
                        const struct mla_layer *layer, struct tensor norm, float eps,
                        const struct rope_config *rope);
+void cpu_index_tokens(struct backend *be, struct tensor q, struct tensor k, struct tensor w,
+                      const struct index_layer *layer, const struct rope_config *rope);
 void cpu_mla_prefill(struct backend *be, struct tensor out, struct tensor q,
                      const struct mla_layer *layer);
 void cpu_mla_decode(struct backend *be, struct tensor out, struct tensor q,
                     const struct mla_layer *layer);
 void cpu_route(struct backend *be, struct tensor ids, struct tensor weights, struct tensor logits,
                struct tensor bias, const struct router_config *config);
-void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-             struct tensor weights, const struct moe_weights *experts,
+void cpu_scale_by_position(struct backend *be, struct tensor x, float beta, int32_t every);
+void cpu_identity_experts(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
+                          struct tensor weights, int32_t experts);
+void cpu_moe(struct backend *be, struct tensor out, struct tensor residual, struct tensor x,
+             struct tensor ids, struct tensor weights, const struct moe_weights *experts,
              const struct ffn_weights *shared);
+void cpu_add(struct backend *be, struct tensor sum, struct tensor x);
 void cpu_gather_logit_rows(struct backend *be, struct tensor out, struct tensor x);
 
 void cpu_sampler_open(struct backend *be, int32_t slot, const struct sampling_params *params,
@@ -246,7 +255,27 @@ void cpu_sample(struct backend *be, struct tensor logits, const uint32_t *masks,
 /* The token that was last drawn for a slot. */
 int32_t cpu_last_token(const struct cpu_backend *cpu, int32_t slot);
 
-/* Working memory of moe.c and sample.c; the free functions accept NULL. */
+/* --- rope.c: for the indexer's queries and keys --- */
+
+/* Makes cos and sin of the step's rows (struct cpu_backend) those of `rope`. */
+void cpu_rope_prepare(struct cpu_backend *cpu, const struct rope_config *rope);
+/* Rotates rope->dim values by the angles of a batch row. */
+void cpu_rope_rotate(const struct cpu_backend *cpu, float *x, const struct rope_config *rope,
+                     int64_t row);
+/* Where a paged cache (pages, KV_PAGE_TOKENS, width) keeps the token of a batch row. */
+float *cpu_cache_slot(const struct cpu_backend *cpu, const struct tensor *cache, int64_t row);
+
+/* --- indexer.c --- */
+
+/* From which position on rows attend to chosen tokens, INT32_MAX without an indexer; and how many
+ * of them, in order of position. */
+int32_t cpu_index_limit(const struct cpu_backend *cpu);
+const int32_t *cpu_index_chosen(const struct cpu_backend *cpu, int64_t row);
+
+/* Working memory of indexer.c, moe.c and sample.c; the free functions accept NULL. */
+struct cpu_index *cpu_index_new(const struct index_shape *shape, struct batch_limits limits,
+                                int threads);
+void cpu_index_free(struct cpu_index *index);
 struct cpu_moe *cpu_moe_new(const struct backend_shapes *shapes);
 void cpu_moe_free(struct cpu_moe *moe);
 struct cpu_sampler *cpu_sampler_new(int32_t slots, int32_t vocab_size, int threads);

@@ -41,7 +41,7 @@ int cpu_alloc(struct backend *be, struct tensor *dst, enum dtype dtype, int rank
 int cpu_alloc_weight(struct backend *be, struct tensor *dst, enum weight_use use,
                      enum dtype file_dtype, int rank, const int64_t *shape, struct error *err)
 {
-    bool narrow = file_dtype == DTYPE_BF16 && use == WEIGHT_MATRIX && rank > 1;
+    bool narrow = file_dtype == DTYPE_BF16 && use != WEIGHT_EXACT && rank > 1;
 
     if (file_dtype != DTYPE_F32 && file_dtype != DTYPE_BF16 && file_dtype != DTYPE_F16)
         return error_set(err, "the CPU backend takes weights in F32, BF16 or F16 only");

@@ -3,7 +3,10 @@
  * of latents comes back through W_UV (DeepSeek-V2, section 2.1.2). No key is ever expanded.
  *
  * A task is a few rows by a few heads: rows share the head's weights on the way in and out, heads
- * share the cached tokens in between. How many of each changes no bits. */
+ * share the cached tokens in between. How many of each changes no bits.
+ *
+ * Rows that an indexer has chosen tokens for come here too, of prompts as well: in latent space the
+ * tokens of a list cost no more than those of a page, once they stand together. */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -83,6 +86,21 @@ static void attend_page(const struct task *t, int64_t r, const float *page, int6
                                                 .n = mla->kv_lora_rank});
 }
 
+/* The cache rows of `n` chosen tokens, one after the other. */
+static const float *gather(const struct task *t, const int32_t *pages, const int32_t *chosen,
+                           int64_t n)
+{
+    const float *cache = cpu_f32(&t->layer->kv_cache);
+    size_t width = (size_t)cpu_last_dim(&t->layer->kv_cache);
+
+    for (int64_t i = 0; i < n; i++) {
+        size_t page = (size_t)pages[chosen[i] / KV_PAGE_TOKENS];
+        size_t row = page * KV_PAGE_TOKENS + (size_t)(chosen[i] % KV_PAGE_TOKENS);
+        memcpy(t->scratch->tokens + (size_t)i * width, cache + row * width, width * sizeof(float));
+    }
+    return t->scratch->tokens;
+}
+
 /* scratch->latent_out [r][h] = softmax-weighted mean of the cached latents, for one row. */
 static void attend(const struct task *t, int64_t r)
 {
@@ -94,16 +112,19 @@ static void attend(const struct task *t, int64_t r)
     size_t page_floats = (size_t)KV_PAGE_TOKENS * (size_t)(lora + mla->rope_dim);
     float *latent_out = t->scratch->latent_out + r * CPU_DECODE_HEADS * lora;
     float max[CPU_DECODE_HEADS], sum[CPU_DECODE_HEADS] = {0};
+    int32_t limit = cpu_index_limit(t->cpu);
+    const int32_t *chosen = context > limit ? cpu_index_chosen(t->cpu, t->row[r]) : NULL;
 
     for (int64_t h = 0; h < t->heads; h++)
         max[h] = -INFINITY;
     memset(latent_out, 0, (size_t)(t->heads * lora) * sizeof(float));
+    context = chosen ? limit : context;
     for (int64_t start = 0; start < context; start += KV_PAGE_TOKENS) {
-        int64_t left = context - start;
-        attend_page(t, r,
-                    cpu_f32(&t->layer->kv_cache) +
-                        (size_t)pages[start / KV_PAGE_TOKENS] * page_floats,
-                    left < KV_PAGE_TOKENS ? left : KV_PAGE_TOKENS, max, sum);
+        int64_t left = context - start, n = left < KV_PAGE_TOKENS ? left : KV_PAGE_TOKENS;
+        const float *page = chosen ? gather(t, pages, chosen + start, n)
+                                   : cpu_f32(&t->layer->kv_cache) +
+                                         (size_t)pages[start / KV_PAGE_TOKENS] * page_floats;
+        attend_page(t, r, page, n, max, sum);
     }
     for (int64_t h = 0; h < t->heads; h++)
         cpu_scale(latent_out + h * lora, 1.0f / sum[h], lora);

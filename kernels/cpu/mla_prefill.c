@@ -4,7 +4,8 @@
  * A task is one head of one sequence. It walks the sequence's pages from the first; expands a page
  * once for all rows of the chunk; and keeps for each row a running maximum and sum, and the
  * unfinished result in `out` itself. What a row meets - which pages, in which order, how much of
- * the last - follows from its position alone. */
+ * the last - follows from its position alone. Rows that attend to chosen tokens are mla_decode's.
+ */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -126,6 +127,17 @@ struct prefill {
     float *out;
 };
 
+/* A sequence without the rows that attend to chosen tokens: those are its last ones. */
+static struct batch_seq dense_part(const struct cpu_backend *cpu, const struct batch_seq *seq)
+{
+    int32_t limit = cpu_index_limit(cpu), first = seq->kv_len - seq->n_rows;
+    struct batch_seq part = *seq;
+
+    part.kv_len = seq->kv_len < limit ? seq->kv_len : limit;
+    part.n_rows = part.kv_len > first ? part.kv_len - first : 0;
+    return part;
+}
+
 static void run(void *context, int64_t first, int64_t end, int thread)
 {
     const struct prefill *p = context;
@@ -134,22 +146,22 @@ static void run(void *context, int64_t first, int64_t end, int thread)
     size_t q_head = (size_t)(mla->nope_dim + mla->rope_dim), v = (size_t)mla->v_dim;
 
     for (int64_t i = first; i < end; i++) {
-        const struct batch_seq *seq = &batch_seqs(batch)[i / mla->heads];
+        struct batch_seq seq = dense_part(p->cpu, &batch_seqs(batch)[i / mla->heads]);
         int64_t h = i % mla->heads, kv_b_row = h * (mla->nope_dim + mla->v_dim);
-        if (seq->absorbed)
+        if (seq.absorbed || seq.n_rows == 0)
             continue;
         struct task t = {
             .shape = mla,
-            .seq = seq,
+            .seq = &seq,
             .scratch = &p->cpu->scratch[thread],
             .w_uk = cpu_weight_rows(&p->layer->kv_b, kv_b_row),
             .w_uv = cpu_weight_rows(&p->layer->kv_b, kv_b_row + mla->nope_dim),
             .q_stride = (size_t)mla->heads * q_head,
             .out_stride = (size_t)mla->heads * v,
         };
-        t.q = p->q + (size_t)seq->first_row * t.q_stride + (size_t)h * q_head;
-        t.out = p->out + (size_t)seq->first_row * t.out_stride + (size_t)h * v;
-        run_task(&t, batch_pages(batch) + seq->first_page, cpu_f32(&p->layer->kv_cache));
+        t.q = p->q + (size_t)seq.first_row * t.q_stride + (size_t)h * q_head;
+        t.out = p->out + (size_t)seq.first_row * t.out_stride + (size_t)h * v;
+        run_task(&t, batch_pages(batch) + seq.first_page, cpu_f32(&p->layer->kv_cache));
     }
 }
 

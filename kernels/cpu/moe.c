@@ -1,4 +1,4 @@
-/* The experts of a mixture-of-experts layer.
+/* The experts of a mixture-of-experts layer, also those that give their input back.
  *
  * (row, expert) pairs are sorted by expert, so that an expert's weights are read once for all its
  * rows. First every pair's hidden values silu(gate x) * up x are computed, then out += weight *
@@ -69,14 +69,17 @@ static void sort_pairs(struct cpu_moe *moe, const int32_t *ids, const float *wei
 
     memset(moe->first, 0, ((size_t)moe->experts + 1) * sizeof(*moe->first));
     for (int64_t p = 0; p < pairs; p++) {
-        ASSERT(ids[p] >= 0 && ids[p] < moe->experts);
-        moe->first[ids[p] + 1]++;
+        ASSERT(ids[p] >= -1 && ids[p] < moe->experts);
+        if (ids[p] >= 0)
+            moe->first[ids[p] + 1]++;
     }
     for (int32_t e = 0; e < moe->experts; e++) {
         moe->first[e + 1] += moe->first[e];
         next[e] = moe->first[e];
     }
     for (int64_t p = 0; p < pairs; p++) {
+        if (ids[p] < 0)
+            continue;
         int32_t at = next[ids[p]]++;
         moe->pair_row[at] = (int32_t)(p / moe->top_k);
         moe->pair_weight[at] = weights[p];
@@ -188,8 +191,8 @@ static void add_shared(struct backend *be, const float *x, const struct ffn_weig
         moe->routed[i] += moe->shared[i];
 }
 
-void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-             struct tensor weights, const struct moe_weights *experts,
+void cpu_moe(struct backend *be, struct tensor out, struct tensor residual, struct tensor x,
+             struct tensor ids, struct tensor weights, const struct moe_weights *experts,
              const struct ffn_weights *shared)
 {
     struct cpu_backend *cpu = cpu_backend(be);
@@ -205,6 +208,7 @@ void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tens
         int64_t work = n * moe->top_k * moe->intermediate * d;
         struct group g = {moe, experts, cpu_f32(&x) + r * d, moe->routed};
         float *sum = cpu_f32_out(&out) + r * d;
+        const float *base = residual.data ? cpu_f32(&residual) + r * d : NULL;
 
         memset(moe->routed, 0, (size_t)(n * d) * sizeof(float));
         sort_pairs(moe, (const int32_t *)ids.data + r * moe->top_k,
@@ -214,6 +218,27 @@ void cpu_moe(struct backend *be, struct tensor out, struct tensor x, struct tens
         if (shared)
             add_shared(be, g.x, shared, n);
         for (int64_t i = 0; i < n * d; i++)
-            sum[i] += moe->routed[i];
+            sum[i] = base ? base[i] + moe->routed[i] : moe->routed[i];
+    }
+}
+
+void cpu_identity_experts(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
+                          struct tensor weights, int32_t experts)
+{
+    int64_t rows = x.shape[0], d = cpu_last_dim(&x), top_k = cpu_last_dim(&ids);
+
+    (void)be;
+    ASSERT(ids.dtype == DTYPE_I32 && ids.shape[0] == rows && tensor_elements(&out) == rows * d);
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t *id = (int32_t *)ids.data + r * top_k;
+        float weight = 0;
+        for (int64_t i = 0; i < top_k; i++) {
+            if (id[i] < experts)
+                continue;
+            weight += cpu_f32(&weights)[r * top_k + i];
+            id[i] = -1;
+        }
+        for (int64_t i = r * d; i < (r + 1) * d && weight != 0; i++)
+            cpu_f32_out(&out)[i] += weight * cpu_f32(&x)[i];
     }
 }

@@ -31,20 +31,25 @@ static void angles(void *context, int64_t first, int64_t end, int thread)
 }
 
 /* cos and sin of the step's rows; every layer of a step asks for the same ones. */
-static void prepare_angles(struct cpu_backend *cpu, const struct rope_config *rope)
+void cpu_rope_prepare(struct cpu_backend *cpu, const struct rope_config *rope)
 {
     int64_t rows = cpu->batch->n_rows;
+    struct rope_config wanted = *rope;
 
     ASSERT(rope->dim % 2 == 0 && rope->dim <= ROPE_MAX_DIM);
-    if (cpu->rope_ready && memcmp(&cpu->rope, rope, sizeof(*rope)) == 0)
+    wanted.half_split = 0; /* which values are a pair changes no angle */
+    if (cpu->rope_ready && memcmp(&cpu->rope, &wanted, sizeof(wanted)) == 0)
         return;
-    cpu->rope = *rope;
+    cpu->rope = wanted;
     cpu->rope_ready = 1;
     cpu_parallel(cpu, 100 * rows * rope->dim, rows, 16, angles, cpu);
 }
 
-static void rotate(float *x, const struct rope_config *rope, const float *cos, const float *sin)
+void cpu_rope_rotate(const struct cpu_backend *cpu, float *x, const struct rope_config *rope,
+                     int64_t row)
 {
+    const float *cos = cpu->cos + row * (ROPE_MAX_DIM / 2);
+    const float *sin = cpu->sin + row * (ROPE_MAX_DIM / 2);
     int32_t pairs = rope->dim / 2;
 
     for (int32_t i = 0; i < pairs; i++) {
@@ -56,17 +61,16 @@ static void rotate(float *x, const struct rope_config *rope, const float *cos, c
     }
 }
 
-/* Where the cache keeps the token of a row. */
-static float *cache_slot(const struct cpu_backend *cpu, const struct mla_layer *layer, int32_t row)
+float *cpu_cache_slot(const struct cpu_backend *cpu, const struct tensor *cache, int64_t row)
 {
     const struct batch *batch = cpu->batch;
     const struct batch_seq *seq = &batch_seqs(batch)[cpu->row_seq[row]];
     int32_t position = batch_positions(batch)[row];
     int64_t page = batch_pages(batch)[seq->first_page + position / KV_PAGE_TOKENS];
 
-    ASSERT(page >= 0 && page < layer->kv_cache.shape[0]);
-    return cpu_f32_out(&layer->kv_cache) +
-           (page * KV_PAGE_TOKENS + position % KV_PAGE_TOKENS) * cpu_last_dim(&layer->kv_cache);
+    ASSERT(page >= 0 && page < cache->shape[0]);
+    return cpu_f32_out(cache) +
+           (page * KV_PAGE_TOKENS + position % KV_PAGE_TOKENS) * cpu_last_dim(cache);
 }
 
 static void write_rows(void *context, int64_t first, int64_t end, int thread)
@@ -77,16 +81,15 @@ static void write_rows(void *context, int64_t first, int64_t end, int thread)
 
     (void)thread;
     for (int64_t r = first; r < end; r++) {
-        const float *cos = op->cpu->cos + r * (ROPE_MAX_DIM / 2);
-        const float *sin = op->cpu->sin + r * (ROPE_MAX_DIM / 2);
         const float *in = op->kv + r * (lora + mla->rope_dim);
-        float *slot = cache_slot(op->cpu, op->layer, (int32_t)r);
+        float *slot = cpu_cache_slot(op->cpu, &op->layer->kv_cache, r);
 
         for (int32_t h = 0; h < mla->heads; h++)
-            rotate(op->q + (r * mla->heads + h) * head + mla->nope_dim, op->rope, cos, sin);
+            cpu_rope_rotate(op->cpu, op->q + (r * mla->heads + h) * head + mla->nope_dim, op->rope,
+                            r);
         cpu_rmsnorm_row(slot, in, op->norm, op->eps, lora);
         memcpy(slot + lora, in + lora, (size_t)mla->rope_dim * sizeof(float));
-        rotate(slot + lora, op->rope, cos, sin);
+        cpu_rope_rotate(op->cpu, slot + lora, op->rope, r);
     }
 }
 
@@ -104,6 +107,6 @@ void cpu_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
     ASSERT(q.shape[0] == rows && cpu_last_dim(&q) == mla->heads * (mla->nope_dim + mla->rope_dim));
     ASSERT(kv.shape[0] == rows && cpu_last_dim(&kv) == width && rope->dim == mla->rope_dim);
     ASSERT(cpu_last_dim(&layer->kv_cache) == width && tensor_elements(&norm) == mla->kv_lora_rank);
-    prepare_angles(cpu, rope);
+    cpu_rope_prepare(cpu, rope);
     cpu_parallel(cpu, 4 * rows * (mla->heads * mla->rope_dim + width), rows, 16, write_rows, &op);
 }

@@ -69,7 +69,7 @@ static void route_row(int32_t *ids, float *weights, const float *logits, const f
 {
     float scores[CPU_MAX_EXPERTS], choice[CPU_MAX_EXPERTS], sum = 0;
     unsigned char taken[CPU_MAX_EXPERTS] = {0};
-    int32_t n = config->experts;
+    int32_t n = config->experts + config->identity;
 
     if (config->scoring == ROUTER_SOFTMAX)
         softmax(scores, logits, n);
@@ -102,7 +102,7 @@ struct route {
 static void run(void *context, int64_t first, int64_t end, int thread)
 {
     const struct route *op = context;
-    int64_t n = op->config->experts, k = op->config->top_k;
+    int64_t n = op->config->experts + op->config->identity, k = op->config->top_k;
 
     (void)thread;
     for (int64_t r = first; r < end; r++)
@@ -112,13 +112,13 @@ static void run(void *context, int64_t first, int64_t end, int thread)
 void cpu_route(struct backend *be, struct tensor ids, struct tensor weights, struct tensor logits,
                struct tensor bias, const struct router_config *config)
 {
-    int64_t rows = logits.shape[0], n = config->experts, k = config->top_k;
+    int64_t rows = logits.shape[0], n = config->experts + config->identity, k = config->top_k;
     struct route op = {ids.data, cpu_f32_out(&weights), cpu_f32(&logits),
                        bias.data ? cpu_f32(&bias) : NULL, config};
 
     ASSERT(n <= CPU_MAX_EXPERTS && k > 0 && k <= n && cpu_last_dim(&logits) == n);
-    ASSERT(config->groups <= 1 ||
-           (n % config->groups == 0 && config->top_groups <= config->groups));
+    ASSERT(config->groups <= 1 || (n % config->groups == 0 && config->identity == 0 &&
+                                   config->top_groups <= config->groups));
     ASSERT(ids.dtype == DTYPE_I32 && cpu_last_dim(&ids) == k && cpu_last_dim(&weights) == k);
     cpu_parallel(cpu_backend(be), 4 * rows * n * (k + 4), rows, 16, run, &op);
 }

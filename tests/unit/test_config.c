@@ -471,7 +471,7 @@ static const struct {
     {", \"model_type\": \"llama\"", "\"llama\""},
     {", \"model_type\": \"deepseek_v2\"", "DeepseekV3ForCausalLM"},
     {", \"model_type\": \"kimi_linear\", \"architectures\": [\"KimiLinearForCausalLM\"]",
-     "KimiLinearForCausalLM is not supported; supported are deepseek_v2"},
+     "\"kimi_linear\" is not supported: most of its layers are linear attention"},
     {", \"model_type\": 3", "\"model_type\""},
     {", \"architectures\": \"DeepseekV3ForCausalLM\"", "\"architectures\""},
     {", \"architectures\": [\"DeepseekV3ForCausalLMNextN\"]", "DeepseekV3ForCausalLMNextN"},

@@ -287,9 +287,9 @@ END_TEST
 START_TEST(test_route_chooses_as_defined)
 {
     static const struct router_config configs[] = {
-        {ROUTER_SOFTMAX, 8, 2, 1, 1, 0, 1},     {ROUTER_SOFTMAX, 32, 6, 8, 3, 0, 16},
-        {ROUTER_SOFTMAX, 16, 4, 1, 1, 1, 1},    {ROUTER_SIGMOID, 64, 6, 1, 1, 1, 2.446f},
-        {ROUTER_SIGMOID, 32, 8, 8, 4, 1, 2.5f}, {ROUTER_SIGMOID, 12, 12, 1, 1, 0, 1},
+        {ROUTER_SOFTMAX, 8, 2, 1, 1, 0, 1, 0},     {ROUTER_SOFTMAX, 32, 6, 8, 3, 0, 16, 0},
+        {ROUTER_SOFTMAX, 16, 4, 1, 1, 1, 1, 0},    {ROUTER_SIGMOID, 64, 6, 1, 1, 1, 2.446f, 0},
+        {ROUTER_SIGMOID, 32, 8, 8, 4, 1, 2.5f, 0}, {ROUTER_SIGMOID, 12, 12, 1, 1, 0, 1, 0},
     };
     struct backend *be = open_cpu(2);
     enum { ROWS = 200 };
@@ -319,7 +319,7 @@ END_TEST
 
 START_TEST(test_route_ties_go_to_the_lowest_index)
 {
-    struct router_config config = {ROUTER_SIGMOID, 8, 3, 4, 2, 1, 1};
+    struct router_config config = {ROUTER_SIGMOID, 8, 3, 4, 2, 1, 1, 0};
     struct backend *be = open_cpu(1);
     struct tensor logits = new_tensor(be, DTYPE_F32, 1, 8); /* zeros */
     struct tensor ids = new_tensor(be, DTYPE_I32, 1, 3), w = new_tensor(be, DTYPE_F32, 1, 3);
@@ -343,7 +343,7 @@ END_TEST
 
 START_TEST(test_route_weighs_with_the_score_and_not_the_bias)
 {
-    struct router_config config = {ROUTER_SIGMOID, 4, 1, 1, 1, 0, 1};
+    struct router_config config = {ROUTER_SIGMOID, 4, 1, 1, 1, 0, 1, 0};
     struct backend *be = open_cpu(1);
     struct tensor logits = new_tensor(be, DTYPE_F32, 1, 4), bias = new_tensor(be, DTYPE_F32, 1, 4);
     struct tensor ids = new_tensor(be, DTYPE_I32, 1, 1), w = new_tensor(be, DTYPE_F32, 1, 1);
@@ -426,7 +426,7 @@ START_TEST(test_moe_is_the_weighted_sum_of_its_experts)
     for (int form = 0; form < 2; form++) {
         struct experts m = open_experts(2, form ? DTYPE_BF16 : DTYPE_F32);
         struct tensor before = random_tensor(m.be, 6, MOE_ROWS, D);
-        m.be->ops->moe(m.be, m.out, m.x, m.ids, m.w, &m.weights, NULL);
+        m.be->ops->moe(m.be, m.out, m.out, m.x, m.ids, m.w, &m.weights, NULL);
         for (int64_t r = 0; r < MOE_ROWS; r += 7)
             for (int64_t o = 0; o < D; o++)
                 assert_near(f32_of(&m.out, r * D + o),
@@ -444,8 +444,9 @@ START_TEST(test_shared_experts_serve_every_row)
                                  RANDOM_WEIGHT(with.be, 8, DTYPE_F32, SHARED, D),
                                  RANDOM_WEIGHT(with.be, 9, DTYPE_F32, D, SHARED)};
 
-    with.be->ops->moe(with.be, with.out, with.x, with.ids, with.w, &with.weights, &shared);
-    without.be->ops->moe(without.be, without.out, without.x, without.ids, without.w,
+    with.be->ops->moe(with.be, with.out, with.out, with.x, with.ids, with.w, &with.weights,
+                      &shared);
+    without.be->ops->moe(without.be, without.out, without.out, without.x, without.ids, without.w,
                          &without.weights, NULL);
     for (int64_t r = 0; r < MOE_ROWS; r++) {
         double hidden[SHARED];
@@ -469,7 +470,7 @@ START_TEST(test_moe_row_has_the_same_bits_alone_and_in_any_batch)
 {
     struct experts many = open_experts(3, DTYPE_F32), one = open_experts(1, DTYPE_F32);
 
-    many.be->ops->moe(many.be, many.out, many.x, many.ids, many.w, &many.weights, NULL);
+    many.be->ops->moe(many.be, many.out, many.out, many.x, many.ids, many.w, &many.weights, NULL);
     for (int64_t r = 0; r < MOE_ROWS; r++) {
         struct tensor x = tensor_rows(one.x, 1), ids = tensor_rows(one.ids, 1);
         struct tensor w = tensor_rows(one.w, 1), out = tensor_rows(one.out, 1);
@@ -477,11 +478,97 @@ START_TEST(test_moe_row_has_the_same_bits_alone_and_in_any_batch)
         ids.data = (int32_t *)ids.data + r * TOP_K;
         w.data = (float *)w.data + r * TOP_K;
         out.data = (float *)one.out.data + r * D;
-        one.be->ops->moe(one.be, out, x, ids, w, &one.weights, NULL);
+        one.be->ops->moe(one.be, out, out, x, ids, w, &one.weights, NULL);
         assert_same_bits(out.data, (float *)many.out.data + r * D, D * sizeof(float));
     }
     close_experts(&many);
     close_experts(&one);
+}
+END_TEST
+
+START_TEST(test_moe_without_a_residual_writes_its_output)
+{
+    struct experts added = open_experts(1, DTYPE_F32), alone = open_experts(1, DTYPE_F32);
+
+    memset(added.out.data, 0, tensor_bytes(&added.out));
+    added.be->ops->moe(added.be, added.out, added.out, added.x, added.ids, added.w, &added.weights,
+                       NULL);
+    alone.be->ops->moe(alone.be, alone.out, none, alone.x, alone.ids, alone.w, &alone.weights,
+                       NULL);
+    assert_same_bits(alone.out.data, added.out.data, tensor_bytes(&added.out));
+    close_experts(&added);
+    close_experts(&alone);
+}
+END_TEST
+
+START_TEST(test_identity_experts_give_their_input_back_and_leave_the_rest_to_moe)
+{
+    struct experts with = open_experts(1, DTYPE_F32), rest = open_experts(1, DTYPE_F32);
+    int32_t *ids = with.ids.data, *others = rest.ids.data;
+    float kept = f32_of(&with.w, 0), back = f32_of(&with.w, TOP_K - 1);
+
+    memset(with.out.data, 0, tensor_bytes(&with.out));
+    ids[TOP_K - 1] = E + 1; /* of the first row: identity */
+    with.be->ops->identity_experts(with.be, with.out, with.x, with.ids, with.w, E);
+    ck_assert(ids[TOP_K - 1] == -1 && ids[0] >= 0 && kept != 0);
+    for (int64_t o = 0; o < D; o++) {
+        assert_near(f32_of(&with.out, o), back * f32_of(&with.x, o), 1e-6);
+        ck_assert_float_eq(f32_of(&with.out, D + o), 0);
+    }
+
+    /* -1 is the same as a weight of 0. */
+    with.be->ops->moe(with.be, with.out, none, with.x, with.ids, with.w, &with.weights, NULL);
+    ((float *)rest.w.data)[TOP_K - 1] = 0;
+    ck_assert_int_ge(others[TOP_K - 1], 0);
+    rest.be->ops->moe(rest.be, rest.out, none, rest.x, rest.ids, rest.w, &rest.weights, NULL);
+    for (int64_t o = 0; o < 2 * D; o++)
+        assert_near(f32_of(&with.out, o), f32_of(&rest.out, o), 1e-6);
+    close_experts(&with);
+    close_experts(&rest);
+}
+END_TEST
+
+START_TEST(test_route_ranks_identity_experts_with_the_others)
+{
+    struct router_config config = {ROUTER_SOFTMAX, 2, 2, 1, 1, 0, 6, 2};
+    struct backend *be = open_cpu(1);
+    struct tensor logits = new_tensor(be, DTYPE_F32, 1, 4);
+    struct tensor ids = new_tensor(be, DTYPE_I32, 1, 2), w = new_tensor(be, DTYPE_F32, 1, 2);
+
+    ((float *)logits.data)[0] = logf(2);
+    ((float *)logits.data)[3] = logf(4); /* 2, 1, 1, 4 of 8 */
+    be->ops->route(be, ids, w, logits, none, &config);
+    ck_assert(((int32_t *)ids.data)[0] == 3 && ((int32_t *)ids.data)[1] == 0);
+    assert_near(f32_of(&w, 0), 6 * 0.5, 1e-6);
+    assert_near(f32_of(&w, 1), 6 * 0.25, 1e-6);
+    RELEASE(be, &logits, &ids, &w);
+    be->ops->close(be);
+}
+END_TEST
+
+START_TEST(test_add_and_scale_by_position)
+{
+    struct backend *be = open_cpu(1);
+    struct tensor sum = random_tensor(be, 1, 3, 5), x = random_tensor(be, 2, 3, 5);
+    struct tensor before = random_tensor(be, 1, 3, 5);
+    struct batch *batch =
+        batch_new((struct batch_limits){.max_rows = 8, .max_seqs = 1, .max_pages = 1});
+    int32_t tokens[3] = {0}, page = 0;
+
+    be->ops->add(be, sum, x);
+    for (int64_t i = 0; i < 15; i++)
+        ck_assert_float_eq(f32_of(&sum, i), f32_of(&before, i) + f32_of(&x, i));
+
+    /* Positions 3, 4, 5, every 4: the first is not scaled. */
+    batch_add(batch, (struct batch_seq){.n_rows = 3, .kv_len = 6}, tokens, &page, 0);
+    be->ops->begin(be, batch);
+    be->ops->scale_by_position(be, before, 0.5f, 4);
+    for (int64_t i = 0; i < 15; i++)
+        assert_near(f32_of(&before, i),
+                    (f32_of(&sum, i) - f32_of(&x, i)) * (i < 5 ? 1 : 1 + 0.5 * log(2)), 1e-5);
+    RELEASE(be, &sum, &x, &before);
+    free(batch);
+    be->ops->close(be);
 }
 END_TEST
 
@@ -501,6 +588,10 @@ static void add(TCase *t)
     tcase_add_test(t, test_moe_is_the_weighted_sum_of_its_experts);
     tcase_add_test(t, test_shared_experts_serve_every_row);
     tcase_add_test(t, test_moe_row_has_the_same_bits_alone_and_in_any_batch);
+    tcase_add_test(t, test_moe_without_a_residual_writes_its_output);
+    tcase_add_test(t, test_identity_experts_give_their_input_back_and_leave_the_rest_to_moe);
+    tcase_add_test(t, test_route_ranks_identity_experts_with_the_others);
+    tcase_add_test(t, test_add_and_scale_by_position);
 }
 
 UNIT_MAIN("cpu_ops", add)

@@ -166,9 +166,32 @@ static void check_checkpoint(const char *checkpoint, const char *vectors)
 }
 
 static const char *const tiny[] = {
-    "v2_lite", "v2_group_yarn_bf16", "v2_all_moe",    "v3_group_yarn", "v3_moonlight_f16",
-    "v3_fp8",  "v3_bias_tied",       "v3_dense_long", "v3_yarn_ratio", "glm4_moe_lite",
+    "v2_lite",
+    "v2_group_yarn_bf16",
+    "v2_all_moe",
+    "v3_group_yarn",
+    "v3_moonlight_f16",
+    "v3_fp8",
+    "v3_bias_tied",
+    "v3_dense_long",
+    "v3_yarn_ratio",
+    "glm4_moe_lite",
     "youtu",
+    "v32",
+    "glm_moe_dsa",
+    "glm_moe_dsa_short",
+    "mistral4",
+    "mistral4_fp8",
+    "mistral_large_3",
+    "minicpm3",
+    "minicpm3_scaled",
+    "longcat_flash",
+    "longcat_flash_wide",
+    "axk1",
+    "axk1_deep",
+    "sarvam_mla",
+    "sarvam_mla_one_group",
+    "kimi_k25",
 };
 
 START_TEST(test_tiny_checkpoint_equals_transformers)

@@ -24,6 +24,12 @@ static const struct shape {
     {"config/models/glm-4.7-flash.json", 54144, 59.9},
     {"config/models/joyai-llm-flash.json", 46080, 98},
     {"config/models/youtu-llm-2b.json", 36864, 3.9},
+    {"config/models/minicpm3-4b.json", 35712, 8.1},
+    {"config/models/mistral-small-4.json", 23040, 2 * 119},
+    {"config/models/mistral-large-3.json", 70272, 2 * 673},
+    {"config/models/longcat-flash.json", 64512, 2 * 561},
+    {"config/models/a.x-k1.json", 70272, 2 * 519},
+    {"config/models/sarvam-105b.json", 36864, 210},
 };
 
 START_TEST(test_known_shapes_have_the_size_of_the_released_models)
@@ -34,10 +40,26 @@ START_TEST(test_known_shapes_have_the_size_of_the_released_models)
 
     ck_assert_msg(model_config_load(&config, shape->file, &err) == 0, "%s", err.message);
     ck_assert_uint_eq(model_kv_token_bytes(&config, DTYPE_BF16), shape->kv_token_bytes);
-    double gb = (double)model_weight_bytes(&config, 2) * 1e-9;
+    double gb = (double)model_weight_bytes(&config, 2, false) * 1e-9;
     printf("  %-40s %.2f GB\n", shape->file, gb);
     ck_assert_double_ge(gb, shape->gb * 0.96);
     ck_assert_double_le(gb, shape->gb * 1.02);
+}
+END_TEST
+
+START_TEST(test_fp8_weights_take_half_where_they_stay)
+{
+    struct model_config config;
+    struct error err;
+
+    ck_assert_int_eq(model_config_load(&config, "config/models/deepseek-v2-lite-fp8.json", &err),
+                     0);
+    double wide = (double)model_weight_bytes(&config, 2, false);
+    double kept = (double)model_weight_bytes(&config, 2, true);
+    double table = 2.0 * 102400 * 2048 * 2 + 27 * 4096.0 * 512 * 2; /* embeddings, head, kv_b */
+    double uneven = 10944.0 * 2048 * 2;                             /* no whole blocks of columns */
+    ck_assert_double_le(kept - table - uneven, 0.505 * (wide - table - uneven));
+    ck_assert_double_ge(kept - table - uneven, 0.5 * (wide - table - uneven));
 }
 END_TEST
 
@@ -50,7 +72,7 @@ START_TEST(test_v3_is_cut_to_what_one_gpu_holds)
                      0);
     ck_assert_int_eq(config.mla.heads, 128);
     ck_assert(config.is_moe[4] && !config.is_moe[2]);
-    ck_assert_double_le((double)model_weight_bytes(&config, 2), 0.8 * 80e9);
+    ck_assert_double_le((double)model_weight_bytes(&config, 2, false), 0.8 * 80e9);
 }
 END_TEST
 
@@ -177,6 +199,7 @@ static void add_tests(TCase *tcase)
     tcase_add_loop_test(tcase, test_known_shapes_have_the_size_of_the_released_models, 0,
                         sizeof(shapes) / sizeof(shapes[0]));
     tcase_add_test(tcase, test_the_cost_of_a_step_is_what_it_must_read_and_multiply);
+    tcase_add_test(tcase, test_fp8_weights_take_half_where_they_stay);
     tcase_add_test(tcase, test_v3_is_cut_to_what_one_gpu_holds);
     tcase_add_test(tcase, test_random_weights_give_the_same_lively_logits_each_time);
     tcase_add_test(tcase, test_a_dummy_tokenizer_takes_any_text_and_names_every_id);

@@ -653,6 +653,23 @@ START_TEST(test_bos)
 }
 END_TEST
 
+START_TEST(test_eos_is_what_the_config_names)
+{
+    static const char *const configs[] = {"{\"eos_token\":\"<x>\"}",
+                                          "{\"eos_token\":{\"content\":\"<x>\"}}",
+                                          "{\"eos_token\":\"not there\"}", "{}"};
+    static const int32_t ids[] = {30, 30, -1, -1};
+
+    for (int i = 0; i < 4; i++) {
+        struct parts p = good;
+        p.config = configs[i];
+        struct tokenizer *tok = must_load(p);
+        ck_assert_int_eq(tokenizer_eos(tok), ids[i]);
+        tokenizer_free(tok);
+    }
+}
+END_TEST
+
 /* Loading must fail with a message that names the file and holds `reason`. */
 static void assert_refused(struct parts p, const char *reason)
 {
@@ -824,6 +841,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_tekken);
     tcase_add_test(tcase, test_broken_ranks_are_refused);
     tcase_add_test(tcase, test_bos);
+    tcase_add_test(tcase, test_eos_is_what_the_config_names);
     tcase_add_test(tcase, test_unsupported_parts_are_named);
     tcase_add_test(tcase, test_broken_files_are_refused);
     tcase_add_test(tcase, test_patterns_mean_what_they_mean_in_oniguruma);

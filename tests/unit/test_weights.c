@@ -30,6 +30,8 @@ static int fake_alloc_weight(struct backend *be, struct tensor *dst, enum weight
     *dst = (struct tensor){.dtype = use == WEIGHT_EXACT ? DTYPE_F32 : file_dtype, .rank = rank};
     memcpy(dst->shape, shape, (size_t)rank * sizeof(*shape));
     dst->data = mem_zalloc(1, tensor_bytes(dst));
+    if (file_dtype == DTYPE_F8_E4M3) /* one matrix of at most 128 rows */
+        dst->scales = mem_zalloc((size_t)(shape[rank - 1] + 127) / 128, sizeof(float));
     fake.live++;
     return 0;
 }
@@ -56,6 +58,7 @@ static void fake_release(struct backend *be, struct tensor *t)
 {
     (void)be;
     free(t->data);
+    free(t->scales);
     t->data = NULL;
     fake.live--;
 }
@@ -235,6 +238,7 @@ static void make_checkpoint(void)
         .mla = {.heads = 2, .kv_lora_rank = 6, .nope_dim = 3, .rope_dim = 4, .v_dim = 5},
         .router = {.experts = 3, .top_k = 2},
         .is_moe = {false, true},
+        .norm_scale = {1, 1, 1},
     };
     put("model.embed_tokens.weight", 17, 8);
     put("model.norm.weight", 8, 0);
@@ -443,7 +447,6 @@ END_TEST
 
 START_TEST(test_tensors_without_a_place_are_ignored)
 {
-    put("model.layers.2.eh_proj.weight", 8, 16);
     put("model.layers.0.self_attn.rotary_emb.inv_freq", 2, 0)->dtype = "U32";
     struct model_weights w = load_good();
     free_good(&w);
@@ -451,6 +454,23 @@ START_TEST(test_tensors_without_a_place_are_ignored)
 END_TEST
 
 /* ---- dtypes ---------------------------------------------------------------------------------- */
+
+/* The layer after the last that predicts a token more (multi-token prediction), as released
+ * checkpoints have it, here with formats that no other layer may have. */
+START_TEST(test_layer_after_the_last_is_not_looked_at)
+{
+    put("model.layers.2.enorm.weight", 3, 0);
+    put("model.layers.2.hnorm.weight", 3, 0);
+    put("model.layers.2.eh_proj.weight", 8, 16)->dtype = "U32";
+    put("model.layers.2.embed_tokens.weight", 2, 2);
+    put("model.layers.2.shared_head.norm.weight", 3, 0);
+    put("model.layers.2.shared_head.head.weight", 2, 2);
+    put("model.layers.2.self_attn.o_proj.weight", 7, 7);
+    set_fp8(put("model.layers.2.mlp.experts.0.down_proj.weight", 2, 2), 0); /* without scales */
+    struct model_weights w = load_good();
+    free_good(&w);
+}
+END_TEST
 
 START_TEST(test_matrices_keep_their_dtype_and_the_router_becomes_f32)
 {
@@ -624,6 +644,76 @@ START_TEST(test_fp8_experts_each_use_their_own_scales)
 }
 END_TEST
 
+START_TEST(test_fp8_with_one_scale_a_matrix)
+{
+    const char *scale = "lm_head.weight_scale_inv";
+
+    config.quantization = QUANT_FP8_TENSOR;
+    set_fp8(find_item("lm_head.weight"), 7);
+    put(scale, 1, 0);
+    struct model_weights w = load_good();
+    for (int i = 0; i < 17 * 8; i++)
+        if ((7 + i) % 128 != 127)
+            ck_assert_float_eq(((float *)w.lm_head.data)[i],
+                               (float)e4m3_by_definition((7 + i) & 255) * value_of(scale, 0));
+    free_good(&w);
+    drop(scale);
+    put(scale, 2, 0);
+    write_checkpoint();
+    assert_fails("\"lm_head.weight_scale_inv\" must hold one number a matrix");
+}
+END_TEST
+
+/* MiniCPM3's and LongCat-Flash's scales are multiplied into norms, of any dtype. */
+START_TEST(test_norms_are_scaled)
+{
+    config.norm_scale.q = 0.5f;
+    config.norm_scale.final = 4;
+    set_dtype(find_item("model.norm.weight"), "BF16");
+    struct model_weights w = load_good();
+    for (int i = 0; i < 7; i++)
+        ck_assert_float_eq(((float *)w.layers[0].q_a_norm.data)[i],
+                           0.5f * value_of("model.layers.0.self_attn.q_a_layernorm.weight", i));
+    for (int i = 0; i < 8; i++)
+        ck_assert_float_eq(((float *)w.final_norm.data)[i], 4 * value_of("model.norm.weight", i));
+    assert_is(&w.layers[0].kv_a_norm, "model.layers.0.self_attn.kv_a_layernorm.weight");
+    free_good(&w);
+}
+END_TEST
+
+START_TEST(test_fp8_stays_where_the_backend_keeps_it)
+{
+    const char *scales = "model.layers.0.mlp.down_proj.weight_scale_inv";
+    const char *small = "model.layers.0.self_attn.o_proj.weight";
+    char name[96];
+
+    config.quantization = QUANT_FP8_BLOCK;
+    config.quant_block[0] = config.quant_block[1] = 128;
+    config.dense_intermediate = 256;
+    static const char *const parts[] = {"gate_proj", "up_proj", "down_proj"};
+    for (int i = 0; i < 3; i++) {
+        snprintf(name, sizeof(name), "model.layers.0.mlp.%s.weight", parts[i]);
+        drop(name);
+        put(name, i < 2 ? 256 : 8, i < 2 ? 8 : 256);
+    }
+    set_fp8(find_item("model.layers.0.mlp.down_proj.weight"), 3);
+    put(scales, 1, 2);
+    set_fp8(find_item(small), 0); /* (8, 10): no whole blocks */
+    put("model.layers.0.self_attn.o_proj.weight_scale_inv", 1, 1);
+    backend.keeps_fp8 = 1;
+    struct model_weights w = load_good();
+    const struct tensor *down = &w.layers[0].down;
+    ck_assert_int_eq(down->dtype, DTYPE_F8_E4M3);
+    for (int i = 0; i < 8 * 256; i++)
+        ck_assert_uint_eq(((unsigned char *)down->data)[i], (3 + i) & 255);
+    for (int i = 0; i < 2; i++)
+        ck_assert_float_eq(down->scales[i], value_of(scales, i));
+    ck_assert_int_eq(w.layers[0].o.dtype, DTYPE_F32);
+    free_good(&w);
+    backend.keeps_fp8 = 0;
+}
+END_TEST
+
 START_TEST(test_fp8_without_its_scales_is_refused)
 {
     use_fp8();
@@ -747,6 +837,7 @@ static void add_tests(TCase *t)
     tcase_add_test(t, test_head_that_is_there_counts_even_when_tied);
     tcase_add_test(t, test_model_without_shared_experts);
     tcase_add_test(t, test_tensors_without_a_place_are_ignored);
+    tcase_add_test(t, test_layer_after_the_last_is_not_looked_at);
     tcase_add_test(t, test_matrices_keep_their_dtype_and_the_router_becomes_f32);
     tcase_add_test(t, test_experts_of_one_dtype_keep_it);
     tcase_add_test(t, test_experts_of_mixed_dtypes_become_f32);
@@ -756,6 +847,9 @@ static void add_tests(TCase *t)
     tcase_add_test(t, test_e4m3_values);
     tcase_add_test(t, test_fp8_matrix_is_multiplied_out_block_by_block);
     tcase_add_test(t, test_fp8_experts_each_use_their_own_scales);
+    tcase_add_test(t, test_fp8_with_one_scale_a_matrix);
+    tcase_add_test(t, test_norms_are_scaled);
+    tcase_add_test(t, test_fp8_stays_where_the_backend_keeps_it);
     tcase_add_test(t, test_fp8_without_its_scales_is_refused);
     tcase_add_test(t, test_fp8_with_scales_of_another_shape_is_refused);
     tcase_add_test(t, test_fp8_without_quantization_config_is_refused);

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -36,6 +37,7 @@ FP8_BLOCK = 128
 FP8_MAX = 448.0
 MIN_LOGIT_MARGIN = 1e-3  # top-1 minus top-2, as a part of the range of the logits
 MIN_ROUTER_MARGIN = 1e-4  # last chosen minus first left out, in the scores that are ranked
+MIN_INDEX_MARGIN = 1e-5  # last token chosen minus first left out, as a part of the scores' range
 MIN_ROUTER_MARGIN_DEMO = 1e-6  # thousands of decisions are made there: only exact ties are avoided
 PROMPTS_PER_SEED = 150
 BOS, EOS, FIRST_TEXT_ID = 0, 1, 4
@@ -249,6 +251,45 @@ MODELS = [
             mlp_layer_types=["dense", "sparse", "sparse"],
         ),
     ),
+    # DeepSeek-V3.2: rows attend to 40 tokens at most; yarn with a ratio of mscales, so that the
+    # indexer's half-split rope carries it too.
+    Tiny(
+        "v32",
+        config(
+            "v3", model_type="deepseek_v32", architectures=["DeepseekV32ForCausalLM"],
+            num_hidden_layers=3, index_topk=40, index_n_heads=8, index_head_dim=32,
+            n_routed_experts=8, num_experts_per_tok=2, max_position_embeddings=1280,
+            rope_scaling=yarn(40, 32, 1.0, 0.8),
+        ),
+        positions=(0, 31, 38, 39, 40, 41, 63, 64, 96),
+        gains=dict(score=1.1),
+    ),
+    # GLM-5: the indexer's rope is interleaved, and layers share a choice of 64 tokens, a whole
+    # page; the prompt covers several.
+    Tiny(
+        "glm_moe_dsa",
+        config(
+            "v3", model_type="glm_moe_dsa", architectures=["GlmMoeDsaForCausalLM"],
+            num_hidden_layers=4, index_topk=64, index_n_heads=12, index_head_dim=32,
+            indexer_types=["full", "full", "shared", "full"], n_group=1, topk_group=1,
+            n_routed_experts=8, num_experts_per_tok=2, qk_nope_head_dim=24, v_head_dim=40,
+            num_attention_heads=3, rms_norm_eps=1e-5, rope_theta=1000000.0,
+            mlp_layer_types=["dense", "sparse", "sparse", "sparse"],
+        ),
+        prompt_len=150,
+        positions=(0, 62, 63, 64, 65, 127, 128, 149),
+    ),
+    # The same without an indexer's work: no row has more than index_topk tokens before it.
+    Tiny(
+        "glm_moe_dsa_short",
+        config(
+            "v3", model_type="glm_moe_dsa", architectures=["GlmMoeDsaForCausalLM"],
+            index_topk=2048, index_n_heads=4, index_head_dim=32, index_topk_freq=2,
+            index_skip_topk_offset=1, n_group=1, topk_group=1, n_routed_experts=8,
+            num_experts_per_tok=2, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default",
+            "rope_theta": 1000000.0},
+        ),
+    ),
     # Youtu-LLM: the attention without experts; tied embeddings are what an absent key means.
     Tiny(
         "youtu",
@@ -264,6 +305,16 @@ MODELS = [
 
 
 # ---- writing a checkpoint -----------------------------------------------------------------------
+
+
+def has_indexer(cfg: dict, layer: int) -> bool:
+    """Does this layer choose tokens itself, or (False) take those of a layer before?"""
+    if "index_topk" not in cfg:
+        return False
+    if "indexer_types" in cfg:
+        return cfg["indexer_types"][layer] == "full"
+    after = layer - cfg.get("index_skip_topk_offset", 2) + 1
+    return max(after, 0) % cfg.get("index_topk_freq", 1) == 0
 
 
 def random_tensors(cfg: dict, gains: dict, rng: torch.Generator) -> Tensors:
@@ -310,6 +361,14 @@ def random_tensors(cfg: dict, gains: dict, rng: torch.Generator) -> Tensors:
                 rows = out[f"{prefix}{name}.weight"].shape[0]
                 out[f"{prefix}{name}.bias"] = g["bias"] * normal(rows)
 
+    def indexer(prefix: str) -> None:
+        n, width = cfg["index_n_heads"], cfg["index_head_dim"]
+        out[prefix + "wq_b.weight"] = linear(n * width, q_lora, g["score"])
+        out[prefix + "wk.weight"] = linear(width, d, 1.0)
+        out[prefix + "k_norm.weight"] = norm(width)
+        out[prefix + "k_norm.bias"] = g["bias"] * normal(width)
+        out[prefix + "weights_proj.weight"] = linear(n, d, 1.0)
+
     def experts(prefix: str) -> None:
         n, width = cfg["n_routed_experts"], cfg["moe_intermediate_size"]
         out[prefix + "gate.weight"] = linear(n, d, g["router"])
@@ -324,6 +383,8 @@ def random_tensors(cfg: dict, gains: dict, rng: torch.Generator) -> Tensors:
     for layer in range(cfg["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         attention(prefix + "self_attn.")
+        if has_indexer(cfg, layer):
+            indexer(prefix + "self_attn.indexer.")
         if layer < cfg["first_k_dense_replace"]:
             mlp(prefix + "mlp.", cfg["intermediate_size"], g["ffn"])
         else:
@@ -427,6 +488,7 @@ class RouterWatch:
 
     def __init__(self, model: torch.nn.Module, floor: float):
         self.floor = floor  # a decision narrower than this spoils the prompt
+        self.indexers = IndexWatch(model)
         self.routers = [m for m in model.modules() if type(m).__name__.endswith("TopkRouter")]
         for router in self.routers:
             router.register_forward_hook(self.observe)
@@ -434,6 +496,10 @@ class RouterWatch:
 
     def reset(self) -> None:
         self.margin, self.groups_matter, self.bias_matters = math.inf, False, False
+        self.indexers.margin = math.inf
+
+    def spoiled(self) -> bool:
+        return self.margin < self.floor or self.indexers.margin < MIN_INDEX_MARGIN
 
     def observe(self, router, _inputs, output) -> None:
         logits, _, chosen = output
@@ -468,6 +534,36 @@ class RouterWatch:
         return not torch.equal(best.sort(-1)[0], chosen.sort(-1)[0])
 
 
+class IndexWatch(TorchFunctionMode):
+    """Records how near the indexers came to choosing another token, while it is entered."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.inside, self.margin = False, math.inf
+        for module in model.modules():
+            if type(module).__name__.endswith("Indexer"):
+                module.register_forward_pre_hook(lambda *_: self.enter(True))
+                module.register_forward_hook(lambda *_: self.enter(False))
+
+    def enter(self, inside: bool) -> None:
+        self.inside = inside
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.inside and func is torch.Tensor.topk:
+            scores, k = args[0], args[1]
+            self.narrow(scores.flatten(0, -2).sort(-1, descending=True)[0], k)
+        return func(*args, **(kwargs or {}))
+
+    def narrow(self, ranked: torch.Tensor, k: int) -> None:
+        """Rows of descending scores, those of tokens that aren't seen about finfo.min."""
+        if k == ranked.shape[1]:
+            return
+        seen = ranked > torch.finfo(ranked.dtype).min / 2
+        least = ranked.masked_fill(~seen, math.inf).amin(-1)
+        margin = (ranked[:, k - 1] - ranked[:, k]) / (ranked[:, 0] - least)
+        self.margin = min([self.margin, *margin[seen[:, k]].tolist()])
+
+
 def logit_margin(logits: torch.Tensor) -> float:
     """Top-1 minus top-2 as a part of the range; logits: (vocab)."""
     top = logits.topk(2)[0]
@@ -484,11 +580,12 @@ def greedy(model, watch: RouterWatch, prompt: list[int], min_margin: float, avoi
     ids, cache, narrowest = [], None, math.inf
     step = torch.tensor([prompt])
     while len(ids) < GREEDY_TOKENS:
-        out = model(step, past_key_values=cache, use_cache=True)
+        with watch.indexers:
+            out = model(step, past_key_values=cache, use_cache=True)
         cache, logits = out.past_key_values, out.logits[0, -1]
         narrowest = min(narrowest, logit_margin(logits))
         ids.append(int(logits.argmax()))
-        if narrowest < min_margin or ids[-1] in avoid or watch.margin < watch.floor:
+        if narrowest < min_margin or ids[-1] in avoid or watch.spoiled():
             return None
         step = torch.tensor([ids[-1:]])
     return ids, narrowest
@@ -569,7 +666,8 @@ def make_tiny(tiny: Tiny) -> None:
                 write_vectors(tiny.folder, vectors(model, prompt, found[0], tiny.positions))
                 size = sum(f.stat().st_size for f in tiny.folder.iterdir())
                 print(f"{tiny.name}: prompt {n}, {len(set(found[0]))} distinct ids, margins: logits"
-                      f" {found[1]:.1e} of the range, router {watch.margin:.1e};"
+                      f" {found[1]:.1e} of the range, router {watch.margin:.1e}, indexer"
+                      f" {watch.indexers.margin:.1e};"
                       f" {size // 1000} kB", flush=True)  # fmt: skip
                 return
     raise SystemExit(f"{tiny.name}: no prompt without a near-tie found")
