@@ -3,6 +3,7 @@
  * Absorbed rows: q' = [W_UK^T q_nope, q_rope] per head, mla_decode in latent space, out = W_UV o.
  * They go through in groups (struct decode_group) that fit q_latent and o_latent. */
 #include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/indexer.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/mla.h"
@@ -68,6 +69,14 @@ static bool is_first(const struct decode_group *group)
     return group->first_row == 0;
 }
 
+/* Whether rope_kv_write, in one kernel with its own work, absorbs the queries of the whole step. */
+static bool absorbs_early(const struct cuda_backend *cu, const struct mla_shape *m)
+{
+    return cu->step.rows <= MLA_ABSORB_ROWS && cu->step.groups[0].rows == cu->step.rows &&
+           !cu->batch_invariant && m->nope_dim % 8 == 0 && m->nope_dim <= 256 &&
+           m->kv_lora_rank % 64 == 0 && m->rope_dim % 16 == 0;
+}
+
 void cuda_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
                         const struct mla_layer *layer, struct tensor norm, float eps,
                         const struct rope_config *rope)
@@ -75,6 +84,7 @@ void cuda_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
     struct cuda_backend *cu = cuda_backend(be);
     struct mla_write_args args = {};
 
+    cuda_settle(cu);
     ASSERT(q.shape[0] == cu->step.rows && kv.shape[0] == cu->step.rows);
     ASSERT(rope->dim == layer->shape.rope_dim && rope->dim <= MLA_MAX_ROPE);
     args.cache = cache_of(layer);
@@ -95,6 +105,13 @@ void cuda_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
     if (cu->step.n_groups > 0 && is_first(&cu->step.groups[0])) {
         args.q_absorbed = cu->q_latent;
         args.absorbed_rows = cu->step.groups[0].rows;
+        cu->step.absorbed = absorbs_early(cu, &layer->shape);
+        args.kv_b = cu->step.absorbed ? cuda_bf16(&layer->kv_b) : NULL;
+        args.v_dim = layer->shape.v_dim;
+        args.seqs.n_seqs = cu->step.absorbed ? cu->step.groups[0].spans : 0;
+        args.seqs.kv_lens = cu->step.image.kv_lens;
+        args.seqs.block_tables = cu->step.image.pages;
+        args.seqs.table_starts = cu->step.image.table_starts;
     }
     cuda_check_launch(cu, mla_write(&args, cu->stream), "mla_write");
 }
@@ -105,6 +122,7 @@ void cuda_mla_prefill(struct backend *be, struct tensor out, struct tensor q,
     struct cuda_backend *cu = cuda_backend(be);
     struct mla_prefill_args args = prefill_args(cu, &layer->shape);
 
+    cuda_settle(cu);
     if (cu->step.n_prefill == 0)
         return;
     args.cache = cache_of(layer);
@@ -131,8 +149,8 @@ static __global__ void copy_rope(bf16 *q_latent, const bf16 *q, int64_t pairs, i
 {
     int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
 
-    launch_wait();
     launch_next();
+    launch_wait();
     if (i >= pairs)
         return;
     int64_t head = i / (rope / 2), at = i % (rope / 2) * 2;
@@ -201,6 +219,18 @@ static void decode_group(struct cuda_backend *cu, const struct mla_layer *layer,
     struct mla_decode_args args = {};
 
     args.cache = cache_of(layer);
+    args.q = cu->q_latent;
+    args.out = cu->o_latent;
+    args.heads = layer->shape.heads;
+    args.softmax_scale = layer->shape.softmax_scale;
+    args.causal = 1;
+    args.batch_invariant = cu->batch_invariant;
+    args.workspace = cu->decode_work;
+    args.workspace_bytes = cu->decode_work_bytes;
+    if (cu->index) {
+        cuda_index_decode(cu, &args, group);
+        return;
+    }
     args.seqs.n_seqs = group->spans;
     args.seqs.query_rows = group->rows;
     args.seqs.max_q_len = group->max_q_len;
@@ -211,14 +241,7 @@ static void decode_group(struct cuda_backend *cu, const struct mla_layer *layer,
     args.seqs.kv_lens = image->kv_lens + group->first_span;
     args.seqs.block_tables = image->pages;
     args.seqs.table_starts = image->table_starts + group->first_span;
-    args.q = cu->q_latent;
-    args.out = cu->o_latent;
-    args.heads = layer->shape.heads;
-    args.softmax_scale = layer->shape.softmax_scale;
-    args.causal = 1;
-    args.batch_invariant = cu->batch_invariant;
-    args.workspace = cu->decode_work;
-    args.workspace_bytes = cu->decode_work_bytes;
+    args.seqs.table_stride = cu->limits.max_pages;
     cuda_check_launch(cu, mla_decode(&args, cu->stream), "mla_decode");
 }
 
@@ -227,11 +250,14 @@ void cuda_mla_decode(struct backend *be, struct tensor out, struct tensor q,
 {
     struct cuda_backend *cu = cuda_backend(be);
 
+    cuda_settle(cu);
     for (int32_t g = 0; g < cu->step.n_groups; g++) {
         const struct decode_group *group = &cu->step.groups[g];
-        absorb(cu, layer, cuda_bf16(&q) + group->first_row * cuda_last_dim(&q), group);
+        if (!cu->step.absorbed)
+            absorb(cu, layer, cuda_bf16(&q) + group->first_row * cuda_last_dim(&q), group);
         decode_group(cu, layer, group);
         project_out(cu, layer, cuda_bf16(&out) + group->first_row * cuda_last_dim(&out),
                     group->rows);
     }
+    cu->step.absorbed = 0;
 }

@@ -1,6 +1,7 @@
 /* The CUDA backend's life: opening, working memory, failures, and the table of its operations,
  * which stand one a file beside this one. backend.cuh says how it works. */
 #include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/indexer.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,11 +68,13 @@ static void cuda_close(struct backend *be)
     cuda_graphs_close(cu);
     cuda_steps_close(cu);
     cuda_sampler_free(cu);
+    cuda_index_free(cu);
     cudaFree(cu->q_latent);
     cudaFree(cu->o_latent);
     cudaFree(cu->decode_work);
     cudaFree(cu->prefill_work);
     cudaFree(cu->moe_work);
+    cudaFree(cu->fp8_work);
     if (cu->stream)
         cudaStreamDestroy(cu->stream);
     if (cu->side_stream)
@@ -85,7 +88,8 @@ static int cuda_reserve(struct backend *be, const struct backend_shapes *shapes,
     struct cuda_backend *cu = cuda_backend(be);
 
     cu->shapes = *shapes;
-    if (cuda_attention_reserve(cu, err) || cuda_moe_reserve(cu, err))
+    if (cuda_linear_reserve(cu, err) || cuda_attention_reserve(cu, err) ||
+        cuda_index_reserve(cu, err) || cuda_moe_reserve(cu, err))
         return -1;
     return 0;
 }
@@ -112,10 +116,14 @@ static const struct backend_ops cuda_ops = {
     .linear = cuda_linear,
     .gated = cuda_gated,
     .rope_kv_write = cuda_rope_kv_write,
+    .index_tokens = cuda_index_tokens,
     .mla_prefill = cuda_mla_prefill,
     .mla_decode = cuda_mla_decode,
+    .scale_by_position = cuda_scale_by_position,
     .route = cuda_route,
+    .identity_experts = cuda_identity_experts,
     .moe = cuda_moe,
+    .add = cuda_add,
     .gather_logit_rows = cuda_gather_logit_rows,
     .sampler_open = cuda_sampler_open,
     .sampler_close = cuda_sampler_close,
@@ -146,8 +154,11 @@ static int hopper(int n, int *count)
 
 int backend_cuda_devices(void)
 {
-    int count;
+    int count, driver = 0, runtime = 0;
 
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0 &&
+        cudaRuntimeGetVersion(&runtime) == cudaSuccess && driver / 1000 < runtime / 1000)
+        return -1;
     hopper(0, &count);
     return count;
 }
@@ -178,6 +189,7 @@ struct backend *backend_cuda_open(const struct backend_options *options, struct 
     cu->base.ops = &cuda_ops;
     cu->base.activation_dtype = DTYPE_BF16;
     cu->base.kv_dtype = options->kv_dtype;
+    cu->base.keeps_fp8 = 1;
     cu->limits = options->limits;
     if (cu->limits.max_logits == 0)
         cu->limits.max_logits = cu->limits.max_seqs;

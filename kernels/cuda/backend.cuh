@@ -24,7 +24,7 @@ extern "C" {
 
 typedef __nv_bfloat16 bf16;
 
-enum { CUDA_MAX_GRAPHS = 40 };
+enum { CUDA_MAX_GRAPHS = 48 };
 
 /* How much of everything a step image has room for. */
 struct step_counts {
@@ -37,6 +37,7 @@ struct step_image {
     int32_t *tokens;                /* (rows) or -1 - slot: the token last drawn for the slot */
     int32_t *positions;             /* (rows) */
     int64_t *cache_slots;           /* (rows) page * KV_PAGE_TOKENS + offset; -1: not stored */
+    int32_t *row_tables;            /* (rows) the first of `pages` of the row's sequence */
     int32_t *q_starts;              /* (spans) first row, counted from the first of its group */
     int32_t *q_lens;                /* (spans) */
     int32_t *kv_lens;               /* (spans) */
@@ -60,12 +61,25 @@ struct cuda_step {
     struct step_image image; /* on the device */
     int32_t rows, logits;
     int32_t n_filtered, n_reported; /* see struct step_image */
+    int32_t absorbed;               /* q_latent is complete: see attention.cu */
     int32_t n_groups;
     struct decode_group *groups; /* (max_seqs + max_rows / absorb_rows) */
+    int sparse;                  /* rows attend to chosen tokens (indexer.cu), */
+    int sparse_prompt;           /* rows of prompts among them */
 
     /* Sequences of mla_prefill, on the host. */
     int32_t n_prefill, prefill_max_q_len;
     int32_t *q_starts, *q_lens, *kv_lens, *table_starts; /* (max_seqs) */
+};
+
+/* Operations that are not queued yet: a normalisation of few rows waits for the product that reads
+ * it, the router's product then for the choice of experts, so that one kernel can do them all.
+ * Every operation that takes none of them along begins with cuda_settle, which queues them. */
+struct cuda_pending {
+    int32_t norm, router; /* 1: waits */
+    struct tensor h, x, weight;
+    float eps;
+    struct linear_part product; /* of h */
 };
 
 /* A step that was begun and is not finished. */
@@ -81,6 +95,7 @@ struct cuda_flight {
 
 struct cuda_graph {
     int32_t rows;
+    int sparse; /* rows may attend to chosen tokens */
     cudaGraphExec_t exec;
 };
 
@@ -108,16 +123,20 @@ struct cuda_backend {
     struct cuda_flight flights[BACKEND_MAX_STEPS];
     int32_t oldest_flight, n_flights;
     struct cuda_step step;
+    struct cuda_pending pending;
     struct cuda_graph graphs[CUDA_MAX_GRAPHS];
     int32_t n_graphs, capturing; /* capturing: rows of the graph being recorded, or 0 */
 
     /* Working memory, by reserve. */
     struct backend_shapes shapes;
+    int32_t has_fp8;     /* there are FP8 weights */
     int32_t absorb_rows; /* rows of the two that follow */
     bf16 *q_latent;      /* (absorb_rows, H, kv_lora_rank + rope) absorbed queries */
     bf16 *o_latent;      /* (absorb_rows, H, kv_lora_rank) */
-    void *decode_work, *prefill_work, *moe_work;
-    size_t decode_work_bytes, prefill_work_bytes, moe_work_bytes;
+    /* Of indexer.cu; NULL: the model has none. */
+    struct cuda_index *index;
+    void *decode_work, *prefill_work, *moe_work, *fp8_work;
+    size_t decode_work_bytes, prefill_work_bytes, moe_work_bytes, fp8_work_bytes;
 
     /* Sampling (sample.cu). */
     struct cuda_slot *slots;     /* (n_slots) */
@@ -195,21 +214,26 @@ struct step_image step_image_at(char *base, struct step_counts counts);
 int32_t cuda_capture_begin(struct backend *be, int32_t graph);
 int cuda_capture_end(struct backend *be, struct error *err);
 void cuda_graphs_close(struct cuda_backend *cu);
-/* The smallest graph for so many decode rows; NULL: none. */
-const struct cuda_graph *cuda_graph_for(const struct cuda_backend *cu, int32_t rows);
+/* The smallest graph for so many decode rows, sparse or not; NULL: none. */
+const struct cuda_graph *cuda_graph_for(const struct cuda_backend *cu, int32_t rows, int sparse);
 
 /* --- The operations, one a file: backend.h says what they compute. --- */
 void cuda_embed(struct backend *be, struct tensor out, struct tensor table, float scale);
 void cuda_gather_logit_rows(struct backend *be, struct tensor out, struct tensor x);
 void cuda_rmsnorm(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
                   float eps);
+void cuda_settle(struct cuda_backend *cu);
+void cuda_router(struct cuda_backend *cu, struct tensor x, const struct linear_part *part);
 void cuda_linear(struct backend *be, struct tensor x, const struct linear_part *parts, int n_parts);
 void cuda_gated(struct backend *be, struct tensor out, struct tensor x, struct tensor gate,
                 struct tensor up);
+int cuda_linear_reserve(struct cuda_backend *cu, struct error *err);
 int cuda_attention_reserve(struct cuda_backend *cu, struct error *err);
 void cuda_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
                         const struct mla_layer *layer, struct tensor norm, float eps,
                         const struct rope_config *rope);
+void cuda_index_tokens(struct backend *be, struct tensor q, struct tensor k, struct tensor w,
+                       const struct index_layer *layer, const struct rope_config *rope);
 void cuda_mla_prefill(struct backend *be, struct tensor out, struct tensor q,
                       const struct mla_layer *layer);
 void cuda_mla_decode(struct backend *be, struct tensor out, struct tensor q,
@@ -217,9 +241,13 @@ void cuda_mla_decode(struct backend *be, struct tensor out, struct tensor q,
 void cuda_route(struct backend *be, struct tensor ids, struct tensor weights, struct tensor logits,
                 struct tensor bias, const struct router_config *config);
 int cuda_moe_reserve(struct cuda_backend *cu, struct error *err);
-void cuda_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-              struct tensor weights, const struct moe_weights *experts,
+void cuda_moe(struct backend *be, struct tensor out, struct tensor residual, struct tensor x,
+              struct tensor ids, struct tensor weights, const struct moe_weights *experts,
               const struct ffn_weights *shared);
+void cuda_scale_by_position(struct backend *be, struct tensor x, float beta, int32_t every);
+void cuda_identity_experts(struct backend *be, struct tensor out, struct tensor x,
+                           struct tensor ids, struct tensor weights, int32_t experts);
+void cuda_add(struct backend *be, struct tensor sum, struct tensor x);
 int cuda_sampler_init(struct cuda_backend *cu, struct error *err);
 void cuda_sampler_free(struct cuda_backend *cu);
 /* What the sampling kernels read of a logit row; see sample.cuh. */

@@ -14,8 +14,8 @@ struct alignas(16) values {
 static __global__ void embed_kernel(bf16 *out, const bf16 *table, const int32_t *tokens,
                                     const int32_t *last_tokens, float scale, int d)
 {
-    launch_wait();
     launch_next();
+    launch_wait();
     const int32_t given = tokens[blockIdx.x];
     const int64_t token = given < 0 ? last_tokens[-1 - given] : given;
 
@@ -30,8 +30,8 @@ static __global__ void embed_kernel(bf16 *out, const bf16 *table, const int32_t 
 /* out (R, d) = x (T, d) at `rows`. */
 static __global__ void gather_kernel(bf16 *out, const bf16 *x, const int32_t *rows, int d)
 {
-    launch_wait();
     launch_next();
+    launch_wait();
     const bf16 *row = x + (int64_t)rows[blockIdx.x] * d;
 
     for (int i = threadIdx.x * VECTOR; i < d; i += THREADS * VECTOR)
@@ -43,6 +43,7 @@ void cuda_embed(struct backend *be, struct tensor out, struct tensor table, floa
     struct cuda_backend *cu = cuda_backend(be);
     int d = (int)cuda_last_dim(&table);
 
+    cuda_settle(cu);
     ASSERT(cuda_last_dim(&out) == d && out.shape[0] == cu->step.rows && d % VECTOR == 0);
     CUDA_CHECK(cu, launch_early(embed_kernel, dim3(cu->step.rows), dim3(THREADS), 0, cu->stream,
                                 cuda_bf16(&out), cuda_bf16(&table), cu->step.image.tokens,
@@ -54,6 +55,7 @@ void cuda_gather_logit_rows(struct backend *be, struct tensor out, struct tensor
     struct cuda_backend *cu = cuda_backend(be);
     int d = (int)cuda_last_dim(&x);
 
+    cuda_settle(cu);
     ASSERT(out.shape[0] == cu->step.logits && cuda_last_dim(&out) == d && d % VECTOR == 0);
     if (cu->step.logits > 0)
         CUDA_CHECK(cu,

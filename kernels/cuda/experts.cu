@@ -1,6 +1,6 @@
-/* The experts of a mixture-of-experts layer, by moe.h. */
+/* The experts of a mixture-of-experts layer, by moe.h or, where weights are FP8, moe_fp8.h. */
 #include "kernels/cuda/backend.cuh"
-#include "kernels/cuda/moe.h"
+#include "kernels/cuda/moe_fp8.h"
 
 static int32_t shared_experts(const struct backend_shapes *shapes)
 {
@@ -14,34 +14,46 @@ int cuda_moe_reserve(struct cuda_backend *cu, struct error *err)
 
     if (s->router.experts == 0)
         return 0;
-    if (s->router.experts > MOE_MAX_EXPERTS || s->router.top_k + shared > MOE_MAX_SLOTS)
+    if (s->router.experts > MOE_MAX_EXPERTS || s->router.identity > MOE_MAX_EXPERTS ||
+        s->router.top_k + shared > MOE_MAX_SLOTS)
         return error_set(err,
                          "the model has %d experts, %d of them for a token; the CUDA backend takes "
                          "at most %d and %d",
                          s->router.experts, s->router.top_k + shared, MOE_MAX_EXPERTS,
                          MOE_MAX_SLOTS);
-    cu->moe_work_bytes = moe_workspace(cu->limits.max_rows, s->hidden_size, s->moe_intermediate,
-                                       s->router.experts, s->router.top_k, shared);
+    cu->moe_work_bytes = (cu->has_fp8 ? moe_fp8_workspace : moe_workspace)(
+        cu->limits.max_rows, s->hidden_size, s->moe_intermediate, s->router.experts,
+        s->router.top_k, shared);
     cu->moe_work = cuda_take(cu, cu->moe_work_bytes, true, "the experts' working memory", err);
     return cu->moe_work ? 0 : -1;
 }
 
-void cuda_moe(struct backend *be, struct tensor out, struct tensor x, struct tensor ids,
-              struct tensor weights, const struct moe_weights *experts,
+static const void *weight_data(const struct tensor *t, bool fp8)
+{
+    ASSERT(t->dtype == (fp8 ? DTYPE_F8_E4M3 : DTYPE_BF16));
+    return t->data;
+}
+
+void cuda_moe(struct backend *be, struct tensor out, struct tensor residual, struct tensor x,
+              struct tensor ids, struct tensor weights, const struct moe_weights *experts,
               const struct ffn_weights *shared)
 {
     struct cuda_backend *cu = cuda_backend(be);
-    struct moe_args args = {};
+    struct moe_fp8_args all = {};
+    struct moe_args &args = all.moe;
+    bool fp8 = experts->gate.dtype == DTYPE_F8_E4M3;
 
+    cuda_settle(cu);
     ASSERT(ids.dtype == DTYPE_I32 && ids.shape[0] == x.shape[0] && out.shape[0] == x.shape[0]);
     args.x = cuda_bf16(&x);
     args.x_stride = cuda_last_dim(&x);
     args.ids = (const int32_t *)ids.data;
     args.weights = cuda_f32(&weights);
-    args.gate = cuda_bf16(&experts->gate);
-    args.up = cuda_bf16(&experts->up);
-    args.down = cuda_bf16(&experts->down);
-    args.residual = args.out = cuda_bf16(&out);
+    args.gate = weight_data(&experts->gate, fp8);
+    args.up = weight_data(&experts->up, fp8);
+    args.down = weight_data(&experts->down, fp8);
+    args.residual = residual.data ? cuda_bf16(&residual) : NULL;
+    args.out = cuda_bf16(&out);
     args.out_stride = cuda_last_dim(&out);
     args.m = (int32_t)x.shape[0];
     args.d = (int32_t)cuda_last_dim(&x);
@@ -50,13 +62,22 @@ void cuda_moe(struct backend *be, struct tensor out, struct tensor x, struct ten
     args.top_k = (int32_t)cuda_last_dim(&ids);
     if (shared) {
         ASSERT(shared->gate.shape[0] % args.i == 0);
-        args.shared_gate = cuda_bf16(&shared->gate);
-        args.shared_up = cuda_bf16(&shared->up);
-        args.shared_down = cuda_bf16(&shared->down);
+        all.shared_gate_up = {shared->gate.scales, shared->up.scales};
+        all.shared_down = {shared->down.scales, NULL};
+        args.shared_gate = weight_data(&shared->gate, fp8);
+        args.shared_up = weight_data(&shared->up, fp8);
+        args.shared_down = weight_data(&shared->down, fp8);
         args.shared = (int32_t)shared->gate.shape[0] / args.i;
     }
     args.batch_invariant = cu->batch_invariant;
     args.workspace = cu->moe_work;
     args.workspace_bytes = cu->moe_work_bytes;
-    cuda_check_launch(cu, moe_experts(&args, cu->stream), "moe_experts");
+    if (!fp8) {
+        cuda_check_launch(cu, moe_experts(&args, cu->stream), "moe_experts");
+        return;
+    }
+    all.gate_up = {experts->gate.scales, experts->up.scales};
+    all.down = {experts->down.scales, NULL};
+    all.ue8m0 = cu->shapes.ue8m0;
+    cuda_check_launch(cu, moe_fp8_experts(&all, cu->stream), "moe_fp8_experts");
 }

@@ -1,10 +1,13 @@
 /* Linear layers, gate and up, products per head: arguments to tiles. The kernel is gemm_tile.cuh's.
  *
- * Few rows (m <= 64): tiles of 64 (128) weight rows by 16 (64) tokens; where that makes fewer tiles
- * than multiprocessors, k is split over clusters. Many rows: tiles of 128 by 256. */
+ * One or two rows, where the weights fit all registers: gemm_vector.cu. Up to 16: gemm_stream.cuh,
+ * which can normalise its input too. Up to 64: tiles of 64 (128) weight rows by 16 (64) tokens;
+ * where that makes fewer tiles than multiprocessors, k is split over clusters. Many rows: tiles of
+ * 128 by 256. */
 #include "kernels/cuda/gemm.h"
 
 #include "kernels/cuda/gemm_stream.cuh"
+#include "kernels/cuda/gemm_vector.h"
 #include "kernels/cuda/gemm_wide.cuh"
 
 #include <string.h>
@@ -13,6 +16,7 @@ namespace
 {
 
 using few = stream_config<8, 4, TILE_DENSE>;
+using few_norm = stream_config<8, 5, TILE_DENSE, 1>;
 using several = stream_config<16, 3, TILE_DENSE>;
 template <int TA> using narrow = tile_config<16, 1, 9, TILE_DENSE, TA>;
 template <int TA> using middle = tile_config<64, 2, 4, TILE_DENSE, TA>;
@@ -145,8 +149,9 @@ int run_product(tile_params &p, const tile_weights *w, const tokens &x, bool inv
         if (stream_map_tokens(&p, x.x, x.stride, p.m, p.heads, x.head_stride, x.k,
                               p.m <= 8 ? 8 : 16))
             return GEMM_INVALID;
-        cudaError_t e = p.m <= 8 ? stream_launch<few>(p, x.k, 0, stream)
-                                 : stream_launch<several>(p, x.k, 0, stream);
+        cudaError_t e = p.norm     ? stream_launch<few_norm>(p, x.k, 0, stream)
+                        : p.m <= 8 ? stream_launch<few>(p, x.k, 0, stream)
+                                   : stream_launch<several>(p, x.k, 0, stream);
         return e == cudaSuccess ? GEMM_OK : GEMM_CUDA;
     }
     if (!map_tokens(p, shape, x))
@@ -188,6 +193,24 @@ int gemm_linear(const struct gemm_linear_args *a, gemm_stream stream)
                      part->out_float, 0};
         w[i] = {part->weight, nullptr, a->k, 0};
     }
+    const struct gemm_part *one = &a->parts[0];
+    gemv_args few = {
+        a->x, one->weight, one->residual, one->out, a->x_stride, 0, a->k, 0, one->out_stride, 0,
+        a->m, one->n,      a->k,          1};
+    if (a->n_parts == 1 && !a->norm && !one->bias && !one->out_float && !a->batch_invariant &&
+        gemv_serves(few, gemm_processors()))
+        return gemv(few, (cudaStream_t)stream);
+    if (a->norm) {
+        if (!gemm_linear_norms(a->m, a->k, a->batch_invariant) || !aligned(a->norm, 0, 0) ||
+            !aligned(a->normalised, 0, 0))
+            return GEMM_INVALID;
+        p.norm = a->norm;
+        p.normalised = a->normalised;
+        p.norm_eps = a->eps;
+        p.rows = a->x;
+        p.row_bytes = 2 * a->x_stride;
+        p.k = a->k;
+    }
     return run_product<0>(p, w, {a->x, a->x_stride, 0, a->k}, a->batch_invariant, true,
                           (cudaStream_t)stream);
 }
@@ -213,6 +236,7 @@ int gemm_swiglu(const struct gemm_swiglu_args *a, gemm_stream stream)
 
 int gemm_batched(const struct gemm_batched_args *a, gemm_stream stream)
 {
+    gemv_args few = {};
     tile_params p;
 
     if (a->m == 0)
@@ -222,6 +246,22 @@ int gemm_batched(const struct gemm_batched_args *a, gemm_stream stream)
         !aligned(a->weight, a->weight_row_stride, a->weight_head_stride) ||
         !aligned(a->out, a->out_stride, a->out_head_stride))
         return GEMM_INVALID;
+    few = {a->x,
+           a->weight,
+           nullptr,
+           a->out,
+           a->x_stride,
+           a->x_head_stride,
+           a->weight_row_stride,
+           a->weight_head_stride,
+           a->out_stride,
+           a->out_head_stride,
+           a->m,
+           a->n,
+           a->k,
+           a->heads};
+    if (!a->weight_is_kn && !a->batch_invariant && gemv_serves(few, gemm_processors()))
+        return gemv(few, (cudaStream_t)stream);
     memset(&p, 0, sizeof(p));
     p.m = a->m;
     p.n_parts = 1;

@@ -14,11 +14,11 @@
  * before a product.
  *
  * Determinism: the same call gives the same bits. A row's bits never depend on the other rows'
- * values, but with the number of rows m the order of a sum over k may change: m <= 16 has an order
- * of its own, and above that k may be split over blocks where there would be fewer tiles of 128 x
- * 64 than multiprocessors. `batch_invariant` turns both off: then a row's sum runs over k in rising
- * order whatever m is (slower where m <= 16 and the weight is a few MB or less). gemm_router is
- * always invariant. */
+ * values, but with the number of rows m the order of a sum over k may change: m <= 2 and m <= 16
+ * have orders of their own, and above that k may be split over blocks where there would be fewer
+ * tiles of 128 x 64 than multiprocessors. `batch_invariant` turns both off: then a row's sum runs
+ * over k in rising order whatever m is (slower where m <= 16 and the weight is a few MB or less).
+ * gemm_router is always invariant. */
 #pragma once
 
 #include <stddef.h>
@@ -61,8 +61,21 @@ struct gemm_linear_args {
     int32_t n_parts;
     int32_t batch_invariant;
     struct gemm_part parts[GEMM_MAX_PARTS];
+
+    /* With norm (k), 16-byte aligned, x stands for its rows divided by their root mean square
+     * (mean + eps) and times norm, rounded to bf16, which are also written to `normalised` (m, k).
+     * For what gemm_linear_norms says. NULL: it doesn't. */
+    const float *norm;
+    void *normalised;
+    float eps;
 };
 int gemm_linear(const struct gemm_linear_args *args, gemm_stream stream);
+
+/* Whether a product can normalise its input. */
+static inline int gemm_linear_norms(int32_t m, int32_t k, int32_t batch_invariant)
+{
+    return m <= 8 && k % 64 == 0 && k <= 8192 && !batch_invariant;
+}
 
 /* out (m, i) = silu(x gate^T) * (x up^T), rounded once. gate and up: (i, k). */
 struct gemm_swiglu_args {

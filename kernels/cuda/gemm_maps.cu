@@ -2,7 +2,7 @@
 
 #include <cuda_runtime.h>
 
-enum { BOX_INNER = 64, MAX_DEVICES = 64 };
+enum { BOX_BYTES = 128, MAX_DEVICES = 64 };
 
 /* The driver's function, found at run time: nothing links to libcuda, which machines without a GPU
  * lack. Two threads that race here find the same address. */
@@ -21,19 +21,20 @@ static decltype(&cuTensorMapEncodeTiled) encode_function()
 int gemm_map_encode(CUtensorMap *out, const struct gemm_map *map)
 {
     cuuint64_t dims[5] = {(cuuint64_t)map->inner}, strides[4];
-    cuuint32_t box[5] = {BOX_INNER}, steps[5] = {1, 1, 1, 1, 1};
+    cuuint32_t size = map->bytes ? 1 : 2, box[5] = {BOX_BYTES / size}, steps[5] = {1, 1, 1, 1, 1};
     auto encode = encode_function();
 
     if (!encode)
         return -1;
     for (int i = 0; i < map->rank; i++) {
         dims[i + 1] = (cuuint64_t)map->dims[i];
-        strides[i] = (cuuint64_t)map->strides[i] * 2;
+        strides[i] = (cuuint64_t)map->strides[i] * size;
         box[i + 1] = (cuuint32_t)map->box[i];
     }
     CUresult r =
-        encode(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)map->rank + 1, (void *)map->data,
-               dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        encode(out, map->bytes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+               (cuuint32_t)map->rank + 1, (void *)map->data, dims, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return r == CUDA_SUCCESS ? 0 : -1;
 }

@@ -4,9 +4,9 @@
 #include <cuda.h>
 #include <stdint.h>
 
-/* A box of bf16: 64 along k (or n, where the weight is (k, n)), the rest as given. Coordinates are
- * (inner, dims[0], dims[1], ...); strides in elements; all boxes are swizzled by 128 bytes. Places
- * outside the tensor read as 0. */
+/* A box of bf16: 64 along k (or n, where the weight is (k, n)), the rest as given; or of bytes, 128
+ * along k. Coordinates are (inner, dims[0], dims[1], ...); strides in elements; all boxes are
+ * swizzled by 128 bytes. Places outside the tensor read as 0. */
 struct gemm_map {
     const void *data;
     int64_t inner;
@@ -14,6 +14,7 @@ struct gemm_map {
     int64_t dims[4];
     int64_t strides[4];
     int32_t box[4];
+    int32_t bytes = 0; /* 1: elements are bytes (FP8) */
 };
 
 /* 0, or -1 where the driver refuses (alignment, ranges). */

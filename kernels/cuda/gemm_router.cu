@@ -16,8 +16,8 @@ static __global__ void __launch_bounds__(32 * WARPS) router_kernel(struct gemm_r
     const __nv_bfloat16 *x = (const __nv_bfloat16 *)a.x;
     float sum[ROWS][OUTS] = {};
 
-    launch_wait();
     launch_next();
+    launch_wait();
 #pragma unroll(ROWS *OUTS < 8 ? 4 : 1)
     for (int k = 4 * lane; k < a.k; k += 128) {
         float4 w[OUTS];

@@ -14,11 +14,13 @@
 
 #include "kernels/cuda/gemm_tile.cuh"
 
-template <int BN_, int STAGES_, int MODE_> struct stream_config {
+template <int BN_, int STAGES_, int MODE_, int NORM_ = 0> struct stream_config {
     enum {
         BN = BN_, /* 8 or 16 */
         STAGES = STAGES_,
         MODE = MODE_,
+        NORM = NORM_,  /* 1: the math warps fetch all tokens and normalise them: p.norm */
+        NORM_K = 8192, /* then k is at most this */
         ROWS = 16,
         WARPS = 8,
         MATH = WARPS * 32,
@@ -29,7 +31,7 @@ template <int BN_, int STAGES_, int MODE_> struct stream_config {
         A_BYTES = ROWS * STEP_BYTES,
         /* A routed token is a box of its own; 128 bytes on, the swizzle differs. */
         TOKEN_BYTES = MODE == TILE_DENSE ? STEP_BYTES : STEP_BYTES + 128,
-        STAGE_BYTES = A_BYTES + BN * TOKEN_BYTES,
+        STAGE_BYTES = A_BYTES + (NORM ? 0 : BN * TOKEN_BYTES),
         TOKEN_PITCH = ROWS + 4, /* floats of a token's sums; + 4: no bank conflicts */
         SUMS = WARPS * BN * TOKEN_PITCH,
         TABLE_BYTES = MODE == TILE_DENSE ? 0 : (int)sizeof(tile_tables),
@@ -42,6 +44,7 @@ template <class C> struct stream_memory {
     float *sums;
     uint32_t full, empty;
     struct tile_tables *tables;
+    char *tokens; /* NORM: (m) of stream_pitch */
 
     __device__ explicit stream_memory(char *raw)
     {
@@ -50,6 +53,7 @@ template <class C> struct stream_memory {
         full = smem_u32(sums + C::SUMS);
         empty = full + 8 * C::STAGES;
         tables = (struct tile_tables *)((char *)(sums + C::SUMS) + 16 * C::STAGES);
+        tokens = (char *)tables; /* which it has not */
     }
 };
 
@@ -61,8 +65,8 @@ __device__ __forceinline__ void stream_weights(const tile_params &p, const strea
     uint32_t dst = smem_u32(mem.ring + stage * C::STAGE_BYTES), bar = mem.full + 8 * stage;
     int block = step * C::STEP_K / TILE_K, row = w.row_tile * (p.swiglu ? 8 : 16);
 
-    mbar_arrive_expect(bar,
-                       C::A_BYTES + (C::MODE == TILE_DENSE ? C::BN : w.tokens) * C::STEP_BYTES);
+    int tokens = C::NORM ? 0 : C::MODE == TILE_DENSE ? C::BN : w.tokens;
+    mbar_arrive_expect(bar, C::A_BYTES + tokens * C::STEP_BYTES);
     tma_load_4d(dst, &p.a[w.part], bar, 0, row, block, w.z, TMA_EVICT_FIRST);
     if (p.swiglu)
         tma_load_4d(dst + C::A_BYTES / 2, &p.up[w.part], bar, 0, row, block, w.z, TMA_EVICT_FIRST);
@@ -114,7 +118,7 @@ __device__ void stream_copy(const tile_params &p, const stream_memory<C> &mem, i
                 stream_weights<C>(p, mem, walk.w, walk.step, at.stage);
             __syncwarp();
         }
-        if (lane < (C::MODE == TILE_DENSE ? 1 : walk.w.tokens))
+        if (!C::NORM && lane < (C::MODE == TILE_DENSE ? 1 : walk.w.tokens))
             tma_load_4d(
                 smem_u32(mem.ring + at.stage * C::STAGE_BYTES + C::A_BYTES + lane * C::TOKEN_BYTES),
                 &p.b, mem.full + 8 * at.stage, 0, row, walk.step * C::STEP_K / TILE_K,
@@ -134,6 +138,90 @@ __device__ __forceinline__ void mma_16816(float (&c)[4], uint32_t a0, uint32_t a
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/* Bytes of a normalised token in shared memory; 16 more than a multiple of 128: no bank conflicts.
+ */
+__host__ __device__ __forceinline__ int stream_pitch(int k)
+{
+    return 2 * k + 16;
+}
+
+__device__ __forceinline__ uint32_t normalise_pair(uint32_t x, float inverse, float low, float high)
+{
+    float2 v = __bfloat1622float2(*(__nv_bfloat162 *)&x);
+
+    return pack_bf16(low * (v.x * inverse), high * (v.y * inverse));
+}
+
+__device__ __forceinline__ float sum_squares(uint4 v)
+{
+    const __nv_bfloat162 *two = (const __nv_bfloat162 *)&v;
+    float sum = 0;
+
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 f = __bfloat1622float2(two[i]);
+        sum = fmaf(f.x, f.x, fmaf(f.y, f.y, sum));
+    }
+    return sum;
+}
+
+/* The tokens, divided by their root mean square and times p.norm, to shared memory; the first block
+ * writes them to p.normalised too. By all math threads, which wait for the kernel ahead here. */
+template <class C>
+__device__ __forceinline__ void stream_norm(const tile_params &p, const stream_memory<C> &mem)
+{
+    enum { EACH = C::NORM_K / (8 * C::MATH) };
+    int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, pitch = stream_pitch(p.k);
+    float4 norm[EACH][2];
+
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int at = (i * C::MATH + tid) * 8;
+        norm[i][0] = at < p.k ? *(const float4 *)(p.norm + at) : float4{};
+        norm[i][1] = at < p.k ? *(const float4 *)(p.norm + at + 4) : float4{};
+    }
+    launch_wait();
+    for (int row = 0; row < p.m; row++) {
+        const char *x = (const char *)p.rows + row * p.row_bytes;
+        uint4 in[EACH];
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int at = (i * C::MATH + tid) * 8;
+            in[i] = at < p.k ? __ldcg((const uint4 *)(x + 2 * at)) : uint4{};
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            sum += sum_squares(in[i]);
+        for (int d = 16; d; d /= 2)
+            sum += __shfl_xor_sync(~0u, sum, d);
+        float *partial = mem.sums + row * C::WARPS; /* not in use yet */
+        if (lane == 0)
+            partial[warp] = sum;
+        named_sync(8, C::MATH);
+        sum = 0;
+#pragma unroll
+        for (int w = 0; w < C::WARPS; w++)
+            sum += partial[w];
+        float inverse = 1.0f / sqrtf(sum / (float)p.k + p.norm_eps);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int at = (i * C::MATH + tid) * 8;
+            if (at >= p.k)
+                continue;
+            float4 a = norm[i][0], b = norm[i][1];
+            uint4 v = make_uint4(normalise_pair(in[i].x, inverse, a.x, a.y),
+                                 normalise_pair(in[i].y, inverse, a.z, a.w),
+                                 normalise_pair(in[i].z, inverse, b.x, b.y),
+                                 normalise_pair(in[i].w, inverse, b.z, b.w));
+            *(uint4 *)(mem.tokens + row * pitch + 2 * at) = v;
+            if (blockIdx.x == 0)
+                *(uint4 *)((char *)p.normalised + 2 * ((int64_t)row * p.k + at)) = v;
+        }
+    }
+    named_sync(8, C::MATH);
+}
+
 /* The sums of a tile's 16 rows and BN tokens over this warp's blocks of k. */
 template <class C>
 __device__ __forceinline__ void stream_multiply(float (&sum)[C::BN / 8][4], const tile_params &p,
@@ -149,6 +237,7 @@ __device__ __forceinline__ void stream_multiply(float (&sum)[C::BN / 8][4], cons
         const char *a = mem.ring + at.stage * C::STAGE_BYTES + warp * block + r * 128;
         const char *x = mem.ring + at.stage * C::STAGE_BYTES + C::A_BYTES + r * token +
                         warp * (C::MODE == TILE_DENSE ? C::BN * 128 : 128);
+        int k = s * C::STEP_K + warp * TILE_K;
         ring_wait(mem.full + 8 * at.stage, at.parity);
 #pragma unroll
         for (int piece = 0; piece < 2; piece++) {
@@ -156,7 +245,12 @@ __device__ __forceinline__ void stream_multiply(float (&sum)[C::BN / 8][4], cons
             uint4 high = *(const uint4 *)(a + second + ((2 * q + piece) ^ r) * 16);
 #pragma unroll
             for (int t = 0; t < C::BN / 8; t++) {
-                uint4 v = *(const uint4 *)(x + 8 * t * token + ((2 * q + piece) ^ turn) * 16);
+                uint4 v = {};
+                if (C::NORM && r < p.m && k < p.k)
+                    v = *(const uint4 *)(mem.tokens + r * stream_pitch(p.k) + 2 * k +
+                                         (2 * q + piece) * 16);
+                if (!C::NORM)
+                    v = *(const uint4 *)(x + 8 * t * token + ((2 * q + piece) ^ turn) * 16);
                 mma_16816(sum[t], low.x, high.x, low.y, high.y, v.x, v.y);
                 mma_16816(sum[t], low.z, high.z, low.w, high.w, v.z, v.w);
             }
@@ -179,9 +273,23 @@ template <class C> __device__ __forceinline__ float stream_sum(const float *sums
     return sum;
 }
 
+/* What this thread adds to its result, fetched before the products. */
+template <class C>
+__device__ __forceinline__ float stream_residual(const tile_params &p, const struct tile &w)
+{
+    const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
+    int column = w.row_tile * 16 + threadIdx.x % 16, t = threadIdx.x / 16;
+
+    if (C::MODE != TILE_DENSE || !part.residual || t >= w.tokens || column >= part.n)
+        return 0;
+    return __bfloat162float(
+        ((const __nv_bfloat16 *)
+             part.residual)[(w.first + t) * part.out_stride + w.z * p.out_head_stride + column]);
+}
+
 template <class C>
 __device__ __forceinline__ void stream_store(const tile_params &p, const stream_memory<C> &mem,
-                                             const struct tile &w)
+                                             const struct tile &w, float residual)
 {
     const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
     int half = p.swiglu ? 8 : 16, r = threadIdx.x % half, t = threadIdx.x / half;
@@ -204,19 +312,17 @@ __device__ __forceinline__ void stream_store(const tile_params &p, const stream_
     }
     __nv_bfloat16 rounded = __float2bfloat16(v);
     if (part.residual)
-        rounded = __float2bfloat16(__bfloat162float(rounded) +
-                                   __bfloat162float(((const __nv_bfloat16 *)part.residual)[at]));
+        rounded = __float2bfloat16(__bfloat162float(rounded) + residual);
     ((__nv_bfloat16 *)part.out)[at] = rounded;
 }
 
+/* Puts each warp's sums where stream_sum finds them. */
 template <class C>
-__device__ __forceinline__ void stream_tile(const tile_params &p, const stream_memory<C> &mem,
-                                            const struct tile &w, struct ring_place &at, int steps)
+__device__ __forceinline__ void stream_share(const float (&sum)[C::BN / 8][4],
+                                             const stream_memory<C> &mem)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float sum[C::BN / 8][4] = {};
 
-    stream_multiply<C>(sum, p, mem, at, steps);
     named_sync(8, C::MATH); /* the last tile's sums have been read */
 #pragma unroll
     for (int t = 0; t < C::BN / 8; t++)
@@ -225,7 +331,6 @@ __device__ __forceinline__ void stream_tile(const tile_params &p, const stream_m
             mem.sums[(warp * C::BN + 8 * t + lane % 4 * 2 + i % 2) * C::TOKEN_PITCH + lane / 4 +
                      i / 2 * 8] = sum[t][i];
     named_sync(8, C::MATH);
-    stream_store<C>(p, mem, w);
 }
 
 template <class C>
@@ -248,20 +353,26 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         stream_copy<C>(p, mem, tid % 32);
         return;
     }
-    if (C::MODE == TILE_DENSE || !p.routing.known)
+    if (!C::NORM && (C::MODE == TILE_DENSE || !p.routing.known))
         launch_wait();
     if (C::MODE == TILE_ROUTED) {
         tables_from_ids<C::MATH>(*mem.tables, p.routing, p.m, p.part[0].row_tiles, C::BN);
         named_sync(9, C::MATH + 32);
         launch_wait();
     }
+    if constexpr (C::NORM)
+        stream_norm<C>(p, mem);
     struct ring_place at = {0, 0};
     int tiles = C::MODE == TILE_DENSE
                     ? dense_tiles<C>(p)
                     : shared_tiles<C>(p) + mem.tables->tile_start[p.routing.experts];
     tile_walk<C> walk(p, mem.tables, tiles);
-    for (; walk.more(); walk.step = walk.end_step, walk.next())
-        stream_tile<C>(p, mem, walk.w, at, walk.end_step);
+    for (; walk.more(); walk.step = walk.end_step, walk.next()) {
+        float sum[C::BN / 8][4] = {}, residual = stream_residual<C>(p, walk.w);
+        stream_multiply<C>(sum, p, mem, at, walk.end_step);
+        stream_share<C>(sum, mem);
+        stream_store<C>(p, mem, walk.w, residual);
+    }
 }
 
 /* Maps of a part's weights (z, n, k). up NULL: not gate and up. */
@@ -306,8 +417,9 @@ static cudaError_t stream_launch(tile_params &p, int k, int max_experts, cudaStr
     int half = p.swiglu ? 8 : 16, tiles = 0, blocks = gemm_processors();
 
     if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(
-            stream_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::SHARED_BYTES);
+        cudaError_t e =
+            cudaFuncSetAttribute(stream_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 C::SHARED_BYTES + (C::NORM ? C::BN * stream_pitch(C::NORM_K) : 0));
         if (e != cudaSuccess)
             return e;
         ready = 1;
@@ -320,5 +432,5 @@ static cudaError_t stream_launch(tile_params &p, int k, int max_experts, cudaStr
     }
     tiles *= (int)C::MODE == TILE_DENSE ? p.heads : max_experts;
     return launch_early(stream_kernel<C>, tiles < blocks ? tiles : blocks, C::THREADS,
-                        C::SHARED_BYTES, stream, p);
+                        C::SHARED_BYTES + (C::NORM ? p.m * stream_pitch(k) : 0), stream, p);
 }

@@ -82,8 +82,11 @@ struct tile_params {
     CUtensorMap residual[GEMM_MAX_PARTS]; /* ... where there is one */
     struct tile_part part[GEMM_MAX_PARTS];
     struct tile_routing routing;
-    const void *rows;  /* ROUTED: bf16 (rows, k) */
-    int64_t row_bytes; /* ROUTED: from row to row */
+    const void *rows;  /* ROUTED, `norm`: bf16 (rows, k) */
+    int64_t row_bytes; /* from row to row */
+    const float *norm; /* gemm_stream.cuh: (k) or NULL */
+    void *normalised;  /* (m, k) */
+    float norm_eps;
     int64_t out_head_stride;
     uint64_t weight_policy;
     int32_t k;

@@ -1,13 +1,16 @@
 /* Decode steps as CUDA graphs: one for each of a ladder of sizes, recorded from the same operations
  * that run one by one otherwise. A step runs in the smallest graph that holds it; the rows left
- * over have kv_len 0, are stored nowhere and go to no expert. */
+ * over have kv_len 0, are stored nowhere and go to no expert.
+ *
+ * With an indexer each size is recorded twice: for steps of rows that attend to all they see, and
+ * for those where tokens are chosen. */
 #include "kernels/cuda/backend.cuh"
 
 static const int32_t ladder[] = {1,   2,   4,   8,   16,  24,  32,  48,  64,  96,  128, 160,
                                  192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024};
 
 enum { LADDER = sizeof(ladder) / sizeof(ladder[0]) };
-static_assert((int)LADDER <= (int)CUDA_MAX_GRAPHS, "each has its place");
+static_assert(2 * (int)LADDER <= (int)CUDA_MAX_GRAPHS, "each has its place");
 
 /* The most sequences a decode step can have. */
 static int32_t largest(const struct cuda_backend *cu)
@@ -24,12 +27,12 @@ int32_t cuda_capture_begin(struct backend *be, int32_t graph)
 {
     struct cuda_backend *cu = cuda_backend(be);
     struct cuda_step *step = &cu->step;
-    int32_t most = largest(cu);
+    int32_t most = largest(cu), kinds = cu->index ? 2 : 1, size = graph / kinds;
 
     ASSERT(!cu->capturing && cu->n_flights == 0 && graph == cu->n_graphs);
-    if (graph >= LADDER || (graph > 0 && ladder[graph - 1] >= most))
+    if (size >= LADDER || (size > 0 && ladder[size - 1] >= most))
         return 0;
-    int32_t rows = ladder[graph] < most ? ladder[graph] : most;
+    int32_t rows = ladder[size] < most ? ladder[size] : most;
     if (CUDA_CHECK(cu, cudaStreamBeginCapture(cu->stream, cudaStreamCaptureModeRelaxed)))
         return 0;
     cu->capturing = rows;
@@ -38,6 +41,8 @@ int32_t cuda_capture_begin(struct backend *be, int32_t graph)
     step->n_prefill = 0;
     step->n_groups = 1;
     step->groups[0] = {0, rows, 0, rows, 1};
+    step->sparse = graph % kinds;
+    step->sparse_prompt = 0;
     return rows;
 }
 
@@ -48,7 +53,9 @@ int cuda_capture_end(struct backend *be, struct error *err)
     cudaGraph_t graph = NULL;
 
     ASSERT(cu->capturing);
+    cuda_settle(cu);
     to->rows = cu->capturing;
+    to->sparse = cu->step.sparse;
     cu->capturing = 0;
     if (!CUDA_CHECK(cu, cudaStreamEndCapture(cu->stream, &graph)) &&
         !CUDA_CHECK(cu, cudaGraphInstantiate(&to->exec, graph, 0))) {
@@ -60,10 +67,10 @@ int cuda_capture_end(struct backend *be, struct error *err)
     return cuda_report(cu, err);
 }
 
-const struct cuda_graph *cuda_graph_for(const struct cuda_backend *cu, int32_t rows)
+const struct cuda_graph *cuda_graph_for(const struct cuda_backend *cu, int32_t rows, int sparse)
 {
     for (int32_t i = 0; i < cu->n_graphs; i++)
-        if (cu->graphs[i].rows >= rows)
+        if (cu->graphs[i].rows >= rows && cu->graphs[i].sparse == sparse)
             return &cu->graphs[i];
     return NULL;
 }

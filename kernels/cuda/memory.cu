@@ -1,12 +1,14 @@
 /* Tensors in device memory, and how weights get there. Threads that upload copy on their own
  * streams, so that several can at once, and wait for their copy. */
 #include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/gemm_fp8.h"
 #include "kernels/random_fill.h"
 extern "C" {
 #include "kernels/widen.h"
 }
 
 #include <algorithm>
+#include <cuda_fp8.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,28 +48,60 @@ int cuda_alloc(struct backend *be, struct tensor *dst, enum dtype dtype, int ran
     return take(cuda_backend(be), dst, shaped(dtype, rank, shape), true, err);
 }
 
+/* Scales of an FP8 weight: of all matrices together. */
+static int64_t count_scales(const struct tensor *t)
+{
+    int64_t rows = t->shape[t->rank - 2], columns = t->shape[t->rank - 1];
+    int64_t matrices = tensor_elements(t) / (rows * columns);
+
+    return matrices * ((rows + FP8_BLOCK - 1) / FP8_BLOCK) * (columns / FP8_BLOCK);
+}
+
+static int alloc_fp8(struct cuda_backend *cu, struct tensor *dst, struct tensor t,
+                     struct error *err)
+{
+    ASSERT(t.rank >= 2 && t.shape[t.rank - 1] % FP8_BLOCK == 0 && t.shape[t.rank - 2] % 8 == 0);
+    t.scales = (float *)cuda_take(cu, (size_t)count_scales(&t) * sizeof(float), false,
+                                  "a tensor's scales", err);
+    if (!t.scales)
+        return -1;
+    if (take(cu, dst, t, false, err)) {
+        cudaFree(t.scales);
+        return -1;
+    }
+    cu->has_fp8 = 1;
+    return 0;
+}
+
 int cuda_alloc_weight(struct backend *be, struct tensor *dst, enum weight_use use,
                       enum dtype file_dtype, int rank, const int64_t *shape, struct error *err)
 {
+    if (file_dtype == DTYPE_F8_E4M3)
+        return alloc_fp8(cuda_backend(be), dst, shaped(DTYPE_F8_E4M3, rank, shape), err);
     if (file_dtype != DTYPE_F32 && file_dtype != DTYPE_BF16 && file_dtype != DTYPE_F16)
-        return error_set(err, "the CUDA backend takes weights in F32, BF16 or F16 only");
+        return error_set(err, "the CUDA backend takes weights in F32, BF16, F16 or F8_E4M3 only");
     return take(cuda_backend(be), dst,
-                shaped(use == WEIGHT_MATRIX ? DTYPE_BF16 : DTYPE_F32, rank, shape), false, err);
+                shaped(use == WEIGHT_EXACT ? DTYPE_F32 : DTYPE_BF16, rank, shape), false, err);
 }
 
 void cuda_download(struct backend *be, void *host, const struct tensor *src)
 {
     struct cuda_backend *cu = cuda_backend(be);
 
+    cuda_settle(cu);
     CUDA_CHECK(cu, cudaStreamSynchronize(cu->stream));
     CUDA_CHECK(cu, cudaMemcpy(host, src->data, tensor_bytes(src), cudaMemcpyDeviceToHost));
 }
 
 void cuda_release(struct backend *be, struct tensor *t)
 {
+    cuda_settle(cuda_backend(be));
     if (t->data)
         CUDA_CHECK(cuda_backend(be), cudaFree(t->data));
+    if (t->scales)
+        CUDA_CHECK(cuda_backend(be), cudaFree(t->scales));
     t->data = NULL;
+    t->scales = NULL;
 }
 
 static int copy_in(struct cuda_backend *cu, void *dst, const void *src, size_t bytes,
@@ -116,13 +150,28 @@ static int upload_converted(struct cuda_backend *cu, struct tensor *dst, int64_t
     return rc;
 }
 
+/* Whole rows of FP8, which are put in the order of the products once they are there. */
+static int upload_fp8(struct cuda_backend *cu, char *dst, const struct tensor *host,
+                      struct error *err)
+{
+    int64_t bytes = tensor_elements(host);
+
+    if (copy_in(cu, dst, host->data, (size_t)bytes, err))
+        return -1;
+    cuda_check_launch(cu, fp8_reorder(dst, bytes, cudaStreamPerThread), "fp8_reorder");
+    CUDA_CHECK(cu, cudaStreamSynchronize(cudaStreamPerThread));
+    return cuda_report(cu, err);
+}
+
 int cuda_upload(struct backend *be, struct tensor *dst, int64_t first, const struct tensor *host,
                 struct error *err)
 {
     struct cuda_backend *cu = cuda_backend(be);
 
     ASSERT(first >= 0 && first + tensor_elements(host) <= tensor_elements(dst));
-    ASSERT(dst->dtype == DTYPE_BF16 || dst->dtype == DTYPE_F32);
+    ASSERT(dst->dtype == DTYPE_BF16 || dst->dtype == DTYPE_F32 || dst->dtype == host->dtype);
+    if (dst->dtype == DTYPE_F8_E4M3)
+        return upload_fp8(cu, (char *)dst->data + first, host, err);
     if (host->dtype == dst->dtype)
         return copy_in(cu, (char *)dst->data + (size_t)first * dtype_size(dst->dtype), host->data,
                        tensor_bytes(host), err);
@@ -136,6 +185,18 @@ template <class T> __global__ void fill(T *out, int64_t n, uint64_t seed, float 
         out[i] = (T)(random_fill_at(seed, (uint64_t)i) * scale);
 }
 
+/* Values of deviation 64, which the scale makes `scale`. */
+__global__ void fill_fp8(__nv_fp8_e4m3 *out, int64_t n, float *scales, int64_t n_scales,
+                         uint64_t seed, float scale)
+{
+    int64_t first = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
+
+    for (int64_t i = first; i < n; i += (int64_t)gridDim.x * blockDim.x)
+        out[i] = (__nv_fp8_e4m3)(random_fill_at(seed, (uint64_t)i) * 64);
+    for (int64_t i = first; i < n_scales; i += (int64_t)gridDim.x * blockDim.x)
+        scales[i] = scale / 64;
+}
+
 int cuda_fill_random(struct backend *be, struct tensor *dst, uint64_t seed, float scale,
                      struct error *err)
 {
@@ -145,6 +206,9 @@ int cuda_fill_random(struct backend *be, struct tensor *dst, uint64_t seed, floa
 
     if (dst->dtype == DTYPE_BF16)
         fill<<<grid, FILL_THREADS, 0, cu->stream>>>(cuda_bf16(dst), n, seed, scale);
+    else if (dst->dtype == DTYPE_F8_E4M3)
+        fill_fp8<<<grid, FILL_THREADS, 0, cu->stream>>>((__nv_fp8_e4m3 *)dst->data, n, dst->scales,
+                                                        count_scales(dst), seed, scale);
     else
         fill<<<grid, FILL_THREADS, 0, cu->stream>>>(cuda_f32(dst), n, seed, scale);
     if (CUDA_CHECK(cu, cudaGetLastError()))

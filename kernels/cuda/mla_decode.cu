@@ -1,11 +1,13 @@
 /* mla_decode: checks the arguments and picks the kernel.
  *
+ *   mla_few.cu       Hopper, up to 16 query rows a tile: few sequences, or an FP8 cache
  *   mla_small.cu     Hopper, up to 32 query rows a tile: memory-bound, K as the left operand
  *   mla_wide.cu      Hopper, tiles of 64 query rows: two warpgroups share the output's columns
  *   mla_baseline.cu  everything else
  *
  * Which is faster where both can serve is measured (tests/bench/RESULTS.md). The workspace holds
- * wide's part, then small's: both keep counters there that are zero between calls. */
+ * wide's part, then one that small and few share: all keep counters that are zero between calls,
+ * small and few in the same place. */
 #include "kernels/cuda/mla_internal.h"
 
 #include <stdint.h>
@@ -35,6 +37,23 @@ static int valid(const struct mla_decode_args *a)
  * memory's speed, the wide one quicker to split and merge few sequences. */
 enum { MANY_SEQS = 48, SMALL_ROWS = 16, MEDIUM_ROWS = 32 };
 
+/* Query rows and sequences up to which the kernel of 16 rows a tile is the quicker one: with one
+ * tile, and with two, which read the cache twice. */
+enum { FEW_ROWS = 16, FEW_SEQS = 48, FEW_SEQS_2 = 1, FEW_SEQS_2_FP8 = 4 };
+
+static int prefers_few(const struct mla_decode_args *a)
+{
+    int rows = a->heads * a->seqs.max_q_len, fp8 = a->cache.format == MLA_KV_FP8;
+
+    if (!mla_few_serves(a))
+        return 0;
+    if (a->batch_invariant)
+        return a->heads <= FEW_ROWS && !mla_wide_serves(a);
+    if (rows <= FEW_ROWS)
+        return fp8 || a->seqs.n_seqs <= FEW_SEQS;
+    return rows <= 2 * FEW_ROWS && a->seqs.n_seqs <= (fp8 ? FEW_SEQS_2_FP8 : FEW_SEQS_2);
+}
+
 static int prefers_small(const struct mla_decode_args *a)
 {
     int rows = a->heads * a->seqs.max_q_len;
@@ -61,28 +80,32 @@ int mla_decode(const struct mla_decode_args *args, mla_stream stream)
         return MLA_OK;
     if (!valid(args) || !valid_seqs(&args->seqs))
         return MLA_INVALID;
-    if (!device->hopper || (!prefers_small(args) && !mla_wide_serves(args)))
+    int few = device->hopper && prefers_few(args);
+    int small = device->hopper && !few && prefers_small(args);
+    if (!few && !small && (!device->hopper || !mla_wide_serves(args)))
         return mla_baseline_launch(args, stream);
     wide_bytes = mla_wide_workspace(device->sms, args->cache.latent_dim);
     if (!args->workspace || args->workspace_bytes < wide_bytes)
         return MLA_INVALID;
-    if (!prefers_small(args))
+    if (!few && !small)
         return mla_wide_launch(args, stream);
     a = *args;
     a.workspace = (char *)args->workspace + wide_bytes;
     a.workspace_bytes = args->workspace_bytes - wide_bytes;
-    return mla_small_launch(&a, stream);
+    return few ? mla_few_launch(&a, stream) : mla_small_launch(&a, stream);
 }
 
 size_t mla_decode_workspace(int32_t n_seqs, int32_t query_rows, int32_t heads, int32_t latent_dim)
 {
     const struct mla_device *device = mla_device();
+    size_t few, small;
 
     if (!device)
         return 0;
-    return mla_wide_workspace(device->sms, latent_dim) +
-           mla_small_workspace(device->sms, n_seqs, query_rows, heads, latent_dim,
-                               heads <= MEDIUM_ROWS);
+    few = mla_few_workspace(device->sms, n_seqs, query_rows, heads, latent_dim, heads <= FEW_ROWS);
+    small = mla_small_workspace(device->sms, n_seqs, query_rows, heads, latent_dim,
+                                heads <= MEDIUM_ROWS);
+    return mla_wide_workspace(device->sms, latent_dim) + (few > small ? few : small);
 }
 
 const char *mla_status_text(int status)

@@ -127,16 +127,24 @@ template <class S> static __device__ void pass_stage(shared<S> &s, ring<S::STAGE
     at.advance();
 }
 
+/* Entries of a block table, one a lane: of pages first .. */
+struct entries {
+    int64_t table; /* where the table begins */
+    int32_t entry;
+    bool read; /* else entry is still to be read */
+};
+
+/* `known`: of the first piece. */
 template <class S>
-static __device__ void bring_cache(const params &p, shared<S> &s, plan<S::N> &w, piece x, bool more)
+static __device__ void bring_cache(const params &p, shared<S> &s, plan<S::N> &w, piece x, bool more,
+                                   entries known)
 {
     int lane = threadIdx.x % 32;
     ring<S::STAGES> at;
 
-    for (; more; more = w.next(p, x)) {
-        int64_t table =
-            p.seqs.table_starts ? p.seqs.table_starts[x.seq] : (int64_t)x.seq * p.seqs.table_stride;
-        int first = 0, pages = (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS, entry = 0;
+    for (; more; more = w.next(p, x), known.table = table_of(p, x.seq), known.read = false) {
+        int first = x.begin / MLA_PAGE_TOKENS;
+        int pages = (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS;
 
         for (int i = 0; i < x.tiles; i++) {
             int token = x.begin + i * TILE, page = token / MLA_PAGE_TOKENS;
@@ -146,12 +154,14 @@ static __device__ void bring_cache(const params &p, shared<S> &s, plan<S::N> &w,
             }
             /* The warp holds 32 entries of the block table. */
             int next = (token + UNIT) / MLA_PAGE_TOKENS;
-            if (i == 0 || next - first >= 32) {
+            if (!known.read || next - first >= 32) {
                 first = page;
-                entry = first + lane < pages ? p.seqs.block_tables[table + first + lane] : 0;
+                known.entry =
+                    first + lane < pages ? p.seqs.block_tables[known.table + first + lane] : 0;
+                known.read = true;
             }
-            int page0 = __shfl_sync(~0u, entry, page - first);
-            int page1 = __shfl_sync(~0u, entry, next - first);
+            int page0 = __shfl_sync(~0u, known.entry, page - first);
+            int page1 = __shfl_sync(~0u, known.entry, next - first);
             mbar_wait(smem_u32(&s.tile_empty[at.stage]), at.phase ^ 1);
             if (lane == 0)
                 bring_tile<S>(p, s, at, token, token + UNIT < x.end, page0, page1);

@@ -433,10 +433,27 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
     }
 }
 
+/* The cache warp's: the entries of the piece's first pages, if the table's size is known, so that
+ * no lengths out of date lead past its end. */
+static __device__ __forceinline__ void read_entries(const params &p, const piece &x, bool any,
+                                                    entries &known)
+{
+    int at = x.begin / MLA_PAGE_TOKENS + threadIdx.x % 32;
+    int64_t entry = known.table + at;
+    int64_t size = (int64_t)p.seqs.table_stride * (p.seqs.table_starts ? 1 : p.seqs.n_seqs);
+
+    known.read = any && size > 0 && threadIdx.x / 32 == MATH_THREADS / 32;
+    if (!known.read)
+        return;
+    bool there = x.begin >= 0 && at < (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS &&
+                 entry >= 0 && entry < size;
+    known.entry = there ? __ldcg(p.seqs.block_tables + entry) : 0;
+}
+
 /* What each warp does; FP8: with the registers that it needs. */
 template <class S>
 static __device__ __forceinline__ void play_role(const params &p, shared<S> &s, plan<S::N> &w,
-                                                 const piece &first, bool any)
+                                                 const piece &first, bool any, const entries &known)
 {
     int warp = threadIdx.x / 32;
 
@@ -452,7 +469,7 @@ static __device__ __forceinline__ void play_role(const params &p, shared<S> &s, 
         else if constexpr (S::FP8)
             bring_raw<S>(p, s, w, first, any);
         else
-            bring_cache<S>(p, s, w, first, any);
+            bring_cache<S>(p, s, w, first, any, known);
     } else if constexpr (S::FP8) {
         registers_lower<96>();
         widen<S>(p, s, w, first, any);
@@ -468,6 +485,7 @@ __global__ void __launch_bounds__(S::THREADS, 1) decode(const __grid_constant__ 
     plan<S::N> w;
     piece first;
     bool any = false;
+    entries known = {};
 
     if (threadIdx.x == 0) {
         init_barriers<S>(s, cluster);
@@ -481,18 +499,22 @@ __global__ void __launch_bounds__(S::THREADS, 1) decode(const __grid_constant__ 
         cluster_arrive();
         cluster_wait();
     }
-    /* Twice: while the kernels before this one end, a rehearsal brings code, parameters and lengths
-     * into the caches. What it finds may be out of date and is thrown away. */
+    /* The plan is made while the kernel before this one ends, from lengths that it may not have
+     * written yet. Where they turn out to be others, or too many to remember, it is made anew. */
 #pragma unroll 1
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass == 1) {
+    for (int pass = 0;; pass++) {
+        w.init(p, blockIdx.x / cluster, rank, cluster);
+        any = w.next(p, first);
+        known.table = any ? table_of(p, first.seq) : 0;
+        if (pass == 0) {
             launch_wait();
             launch_next();
         }
-        w.init(p, blockIdx.x / cluster, rank, cluster);
-        any = w.next(p, first);
+        read_entries(p, first, any, known);
+        if (pass == 1 || w.holds(p, first, any, known.table))
+            break;
     }
-    play_role<S>(p, s, w, first, any);
+    play_role<S>(p, s, w, first, any, known);
     if (cluster > 1) { /* no block ends while others may still write into it */
         __syncwarp();
         cluster_arrive();

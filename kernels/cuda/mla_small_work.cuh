@@ -67,6 +67,15 @@ static __device__ __forceinline__ int quotient(int n, int d)
     return q - (n < q * d);
 }
 
+enum { KEPT = 4 /* lengths that each lane remembers: of 128 sequences */ };
+
+/* Where a sequence's block table begins. */
+static __device__ __forceinline__ int64_t table_of(const params &p, int seq)
+{
+    return p.seqs.table_starts ? __ldcg(p.seqs.table_starts + seq)
+                               : (int64_t)seq * p.seqs.table_stride;
+}
+
 template <int N> struct plan {
     int32_t worker, workers, rank, cluster;
     int32_t unit;          /* log2 of a unit's tokens */
@@ -74,10 +83,13 @@ template <int N> struct plan {
     int32_t seq, base;     /* the sequence at hand and where it begins on the line */
     int32_t item0;         /* the sequence's first item */
     int32_t tile, cut;     /* the next piece: row tile; piece (batch-invariant mode) */
+    int32_t q_start;       /* of the last piece's sequence */
     extent e;
+    int32_t seen_kv[KEPT], seen_q[KEPT]; /* lengths of sequences lane + 32 k, as init() read them */
 
     __device__ void init(const params &p, int worker_, int rank_, int cluster_);
     __device__ bool next(const params &p, piece &out);
+    __device__ bool holds(const params &p, const piece &first, bool any, int64_t table) const;
 
   private:
     __device__ void choose_workers(const params &p, int pages, int items, bool alike);
@@ -132,16 +144,26 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
     worker = worker_, rank = rank_, cluster = cluster_;
     unit = TILE_SHIFT;
     total = 0;
-#pragma unroll 4
-    for (int i = lane; i < p.seqs.n_seqs; i += 32) {
-        extent x = read_extent<N>(p, i, TILE_SHIFT);
+    auto count = [&](const extent &x) {
         total += x.tiles * x.units;
         halves += x.tiles * max((x.kv_len + UNIT - 1) / UNIT, 1);
         items += x.tiles;
         least = min(least, x.tiles > 0 ? x.kv_len : INT32_MAX);
         most = max(most, x.tiles > 0 ? x.kv_len : 0);
-        first_len = i == lane ? x.kv_len : first_len;
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        seen_kv[k] = seen_q[k] = 0;
+        if (lane + 32 * k >= p.seqs.n_seqs)
+            continue;
+        extent x = read_extent<N>(p, lane + 32 * k, TILE_SHIFT);
+        seen_kv[k] = x.kv_len, seen_q[k] = x.q_len;
+        count(x);
     }
+#pragma unroll 4
+    for (int i = lane + 32 * KEPT; i < p.seqs.n_seqs; i += 32)
+        count(read_extent<N>(p, i, TILE_SHIFT));
+    first_len = seen_kv[0];
     total = __reduce_add_sync(~0u, total);
     items = __reduce_add_sync(~0u, items);
     least = __reduce_min_sync(~0u, least);
@@ -168,7 +190,7 @@ template <int N> __device__ void plan<N>::find_alike(const params &p, int len, i
     e.q_len = p.seqs.max_q_len;
     e.tiles = (e.q_len * p.heads + N - 1) / N;
     e.units = max((len + (1 << unit) - 1) >> unit, 1);
-    seq = quotient(lo, e.tiles * e.units);
+    seq = max(min(quotient(lo, e.tiles * e.units), p.seqs.n_seqs - 1), 0);
     base = seq * e.tiles * e.units;
     item0 = seq * e.tiles;
     tile = e.tiles == 1 ? 0 : quotient(lo - base, e.units);
@@ -176,7 +198,7 @@ template <int N> __device__ void plan<N>::find_alike(const params &p, int len, i
     if (p.seqs.n_seqs <= 32)
         e.kv_len = __shfl_sync(~0u, first_len, seq % 32);
     else
-        e.kv_len = __ldcg(p.seqs.kv_lens + min(seq, p.seqs.n_seqs - 1));
+        e.kv_len = __ldcg(p.seqs.kv_lens + seq);
 }
 
 /* The sequence that holds place `lo`. */
@@ -202,7 +224,7 @@ template <int N> __device__ void plan<N>::find_start(const params &p)
             if (lane >= step)
                 end += a, items += b;
         }
-        int at = __ffs(__ballot_sync(~0u, base + end > lo)) - 1;
+        int at = max(__ffs(__ballot_sync(~0u, base + end > lo)) - 1, 0);
         base += __shfl_sync(~0u, end - span, at);
         item0 += __shfl_sync(~0u, items - x.tiles, at);
         seq = first + at;
@@ -277,8 +299,8 @@ template <int N> __device__ bool plan<N>::next(const params &p, piece &out)
             p.invariant ? next_fixed(start, out, begin, end) : next_free(p, start, out, begin, end);
         if (!mine)
             continue;
-        int64_t q_start = p.seqs.q_starts ? __ldcg(p.seqs.q_starts + seq) : seq * p.seqs.max_q_len;
-        out.out_row = q_start * p.heads + out.row0;
+        q_start = p.seqs.q_starts ? __ldcg(p.seqs.q_starts + seq) : seq * p.seqs.max_q_len;
+        out.out_row = (int64_t)q_start * p.heads + out.row0;
         if (e.kv_len <= 0)
             begin = end = 0;
         int shift = __ffs(cluster) - 1, share = (end - begin + cluster - 1) >> shift;
@@ -288,6 +310,30 @@ template <int N> __device__ bool plan<N>::next(const params &p, piece &out)
         out.scratch = cluster > 1 || out.parts > 1;
         return true;
     }
+}
+
+/* Whether all that the plan and its first piece rest on still stands in memory: for a plan that was
+ * made while the kernel before this one may still have been writing it. */
+template <int N>
+__device__ bool plan<N>::holds(const params &p, const piece &first, bool any, int64_t table) const
+{
+    int lane = threadIdx.x % 32;
+    bool same = true;
+
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        int i = lane + 32 * k;
+        if (i >= p.seqs.n_seqs)
+            continue;
+        same &= __ldcg(p.seqs.kv_lens + i) == seen_kv[k];
+        if (p.seqs.q_lens)
+            same &= __ldcg(p.seqs.q_lens + i) == seen_q[k];
+    }
+    if (any && p.seqs.q_starts)
+        same &= __ldcg(p.seqs.q_starts + first.seq) == q_start;
+    if (any)
+        same &= table_of(p, first.seq) == table;
+    return p.seqs.n_seqs <= 32 * KEPT && __all_sync(~0u, same);
 }
 
 } // namespace mla_small

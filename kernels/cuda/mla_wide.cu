@@ -14,7 +14,7 @@ int mla_wide_serves(const struct mla_decode_args *a)
            a->cache.rope_dim == 64 && (uintptr_t)a->cache.pages % 128 == 0;
 }
 
-/* Partial results of two units a part, for the largest cluster; then maxima and sums; counters. */
+/* Partial results of two units a part, for the largest cluster; then maxima and sums; flags. */
 static size_t partial_rows(int sms)
 {
     return (size_t)sms * 2 * ROWS;
@@ -25,7 +25,7 @@ size_t mla_wide_workspace(int sms, int32_t latent_dim)
     if (latent_dim != LATENT)
         return 0;
     size_t bytes =
-        partial_rows(sms) * (LATENT + 2) * sizeof(float) + (size_t)sms * 2 * sizeof(uint32_t);
+        partial_rows(sms) * (LATENT + 2) * sizeof(float) + (size_t)sms * 3 * sizeof(uint32_t);
 
     return (bytes + 255) / 256 * 256;
 }
@@ -89,6 +89,7 @@ int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
     p.invariant = a->batch_invariant;
     p.partial_o = (float *)a->workspace;
     p.partial_ml = p.partial_o + partial_rows(device->sms) * LATENT;
-    p.counters = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);
+    p.flags = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);
+    p.left = p.flags + 2 * device->sms;
     return cluster == 2 ? launch<2>(p, stream) : launch<1>(p, stream);
 }

@@ -5,8 +5,9 @@
  * Four warpgroups:
  *
  *   values 0, 1   half of the output each (64 x 256 floats, 128 registers a thread): O += P V
- *   scores        S = Q K of page after page, their softmax, and the probabilities P to shared
- * memory producer      one warp: finds the block's work, brings queries and pages with TMA
+ *   scores        S = Q K of page after page, their softmax, and P to shared memory
+ *   producers     a warp that finds the block's work and brings pages, one that brings queries, two
+ *                 that bring pages
  *
  * Each goes its own way, held together by mbarriers alone: the products of one page run beside the
  * softmax of the next.
@@ -29,38 +30,82 @@ namespace mla_wide
 
 /* The box of `map` to the same place in every block of `mask`. */
 static __device__ __forceinline__ void load_box(uint32_t dst, const CUtensorMap *map, uint32_t bar,
-                                                int x, int page, bool multicast)
+                                                int x, int page, bool multicast, uint64_t policy)
 {
     if (multicast)
-        asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                     ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst),
-                     "l"(map), "r"(bar), "r"(x), "r"(0), "r"(page), "h"((uint16_t)3)
-                     : "memory");
+        asm volatile(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+            ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(dst),
+            "l"(map), "r"(bar), "r"(x), "r"(0), "r"(page), "h"((uint16_t)3), "l"(policy)
+            : "memory");
     else
-        asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                     " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(dst),
-                     "l"(map), "r"(bar), "r"(x), "r"(0), "r"(page)
-                     : "memory");
+        tma_load_3d(dst, map, bar, x, 0, page, policy);
 }
 
-/* One page into slot s: its boxes group by group as they become free. By a whole warp. */
+/* Which block of the cluster brings a group of boxes. */
+static __device__ __forceinline__ uint32_t group_owner(int slot, int g)
+{
+    return (g + slot) & 1;
+}
+
+/* What each of three warps loads of a page, group by group as they become free in both blocks: they
+ * become free close together, and one warp would take most of a thousand cycles to ask for them. */
+enum { LOADERS = 3 };
+
+static __device__ constexpr int group_loader(int g)
+{
+    return g == group_of(0, 0) || g == ROPE ? 0 : g == group_of(1, 1) ? 2 : 1;
+}
+
+/* A loader's part of a page into slot s. By a whole warp. The block that brings a group is told
+ * when it can; the other one's barrier has to be ready for the next bytes: its last ones have come.
+ */
 template <int CLUSTER>
 static __device__ __forceinline__ void load_page(const params &p, shared &sm, int s, int page,
-                                                 uint32_t phase, uint32_t rank)
+                                                 uint32_t phase, uint32_t rank, int loader)
 {
-    static const int first[3] = {0, 8, 4}, count[3] = {4, 1, 4};
+    /* Read once: what else is in L2 matters more. */
+    uint64_t policy = p.lanes > 1 ? TMA_EVICT_NORMAL : TMA_EVICT_FIRST;
 
 #pragma unroll
-    for (int g = 0; g < 3; g++) {
-        uint32_t full = smem_u32(&sm.kv_full[s][g]);
-        mbar_wait(smem_u32(&sm.kv_empty[s][g]), phase ^ 1);
+    for (int g = 0; g < GROUPS; g++) {
+        if (group_loader(g) != loader)
+            continue;
+        uint32_t full = smem_u32(&sm.kv_full[s][g]), empty = smem_u32(&sm.kv_empty[s][g]);
+        bool mine = CLUSTER == 1 || group_owner(s, g) == rank;
+        mbar_wait(mine ? empty : full, phase ^ 1);
         if (threadIdx.x % 32 == 0) {
-            mbar_arrive_expect(full, count[g] * BOX);
-            for (int b = first[g]; b < first[g] + count[g]; b++)
-                if (CLUSTER == 1 || (b + s) % 2 == (int)rank)
-                    load_box(smem_u32(sm.kv[s][b]), &p.kv, full, 64 * b, page, CLUSTER > 1);
+            mbar_arrive_expect(full, group_size(g) * BOX);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                if (mine && i < group_size(g))
+                    load_box(smem_u32(sm.kv[s][group_box(g) + i]), &p.kv, full,
+                             64 * (group_box(g) + i), page, CLUSTER > 1, policy);
         }
         __syncwarp();
+    }
+}
+
+/* The page number that a thread holds of the 32 from page i on. */
+static __device__ __forceinline__ int page_ids(const int32_t *table, int i, int n)
+{
+    int at = i + (int)threadIdx.x % 32;
+
+    return at < n ? table[at] : 0;
+}
+
+/* A loader's part of n pages of `table`, of which `ids` has the first. n_pages: before these. */
+template <int CLUSTER>
+static __device__ __forceinline__ void load_pages(const params &p, shared &sm, const int32_t *table,
+                                                  int n, int ids, uint32_t &n_pages, uint32_t rank,
+                                                  int loader)
+{
+    for (int i = 0; i < n; i++) {
+        if (i % 32 == 0 && i > 0)
+            ids = page_ids(table, i, n);
+        load_page<CLUSTER>(p, sm, n_pages % 2, __shfl_sync(~0u, ids, i % 32), n_pages / 2 % 2, rank,
+                           loader);
+        n_pages++;
     }
 }
 
@@ -92,54 +137,90 @@ static __device__ __forceinline__ void hand_over(shared &sm, int i, const work &
     __syncwarp();
 }
 
-/* The producer warp: finds the part's units, tells the math warps of each and brings its data. */
+/* The producer warp: finds the part's units, tells the other warps of each and is the first
+ * of those that bring its pages. */
 template <int CLUSTER>
-static __device__ __forceinline__ void produce(const params &p, shared &sm, int part, uint32_t rank)
+static __device__ __forceinline__ void produce(const params &p, shared &sm, uint32_t rank)
 {
-    uint32_t q_phase = 0, n_pages = 0;
-    int n_works = 0, thread = threadIdx.x % 32, lane = part % p.lanes;
-    unit u;
+    uint32_t n_pages = 0;
+    int n_works = 0;
+    course c = sm.course;
 
-    part /= p.lanes;
-    plan how = find_piece<CLUSTER>(p, lane, part, u);
-    int end = how.kind == plan::EVEN ? plan_start(how, part) + 1 : plan_start(how, part + 1);
-    if (u.seq < p.seqs.n_seqs)
-        do {
-            if ((how.kind == plan::LINE ? u.base : u.number) >= end)
-                break;
-            share sh = unit_share(p, how, u, part);
-            if (sh.n == 0)
-                continue;
-            int start = p.seqs.q_starts ? p.seqs.q_starts[u.seq] : u.seq * p.seqs.max_q_len;
-            const int32_t *table = p.seqs.block_tables + sh.first +
-                                   (p.seqs.table_starts ? p.seqs.table_starts[u.seq]
-                                                        : (int64_t)u.seq * p.seqs.table_stride);
-            int n = sh.last - sh.first, ids = thread < n ? table[thread] : 0;
-            bool here = how.kind == plan::LINE && sh.n <= FEW;
-            work w = {sh.first,
-                      sh.last,
-                      sh.index,
-                      sh.n,
-                      here,
-                      u.kv_len,
-                      u.q_len,
-                      u.group * CLUSTER * ROWS,
-                      u.q_len * p.heads,
-                      (int64_t)start * p.heads};
-            hand_over(sm, n_works++, w);
-            if (n > 0) {
-                load_queries(p, sm, start * p.heads + w.row + (int)rank * ROWS, q_phase);
-                q_phase ^= 1;
-            }
-            for (int i = 0; i < n; i++) {
-                if (i % 32 == 0 && i > 0) /* threads hold the next 32 page numbers */
-                    ids = i + thread < n ? table[i + thread] : 0;
-                load_page<CLUSTER>(p, sm, n_pages % 2, __shfl_sync(~0u, ids, i % 32),
-                                   n_pages / 2 % 2, rank);
-                n_pages++;
-            }
-        } while (unit_next<CLUSTER>(p, u, lane));
+    while (c.more) {
+        const unit &u = c.u;
+        const share &sh = c.sh;
+        const int32_t *table = c.from.table + sh.first;
+        int n = sh.last - sh.first, ids = page_ids(table, 0, n);
+        work w = {sh.first,
+                  sh.last,
+                  sh.index,
+                  sh.n,
+                  sh.mergers,
+                  c.how.kind == plan::EVEN,
+                  c.at.lane * c.at.count + c.at.index - sh.index,
+                  u.kv_len,
+                  u.q_len,
+                  u.group * CLUSTER * ROWS,
+                  u.q_len * p.heads,
+                  (int64_t)c.from.q * p.heads,
+                  table};
+        hand_over(sm, n_works++, w);
+        load_pages<CLUSTER>(p, sm, table, n, ids, n_pages, rank, 0);
+        c.more = unit_next<CLUSTER>(p, c.u, c.at.lane);
+        find_share<CLUSTER>(p, c);
+        if (c.more)
+            c.from = read_starts(p, u.seq);
+    }
     hand_over(sm, n_works, work{});
+}
+
+/* The other warps that bring pages. */
+template <int CLUSTER>
+static __device__ __forceinline__ void produce_pages(const params &p, shared &sm, uint32_t rank,
+                                                     int loader)
+{
+    uint32_t n_pages = 0;
+
+    for (int i = 0;; i++) {
+        mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
+        const work &w = sm.works[i % WORKS];
+        const int32_t *table = w.table;
+        int parts = w.n, n = w.last - w.first;
+        arrive_warp(&sm.work_empty[i % WORKS]);
+        if (parts == 0)
+            break;
+        load_pages<CLUSTER>(p, sm, table, n, page_ids(table, 0, n), n_pages, rank, loader);
+    }
+}
+
+/* Queries whose place is still taken come to L2 meanwhile. */
+static __device__ __forceinline__ void prefetch_queries(const params &p, int row)
+{
+    if (threadIdx.x % 32 == 0)
+        for (int b = 0; b < 9; b++)
+            tma_prefetch_2d(&p.q, 64 * b, row);
+    __syncwarp();
+}
+
+/* The warp that brings the units' queries. */
+static __device__ __forceinline__ void produce_queries(const params &p, shared &sm, uint32_t rank)
+{
+    uint32_t phase = 0;
+
+    for (int i = 0;; i++) {
+        mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
+        const work &w = sm.works[i % WORKS];
+        int n = w.n, n_pages = w.last - w.first, row = (int)w.at + w.row + (int)rank * ROWS;
+        arrive_warp(&sm.work_empty[i % WORKS]);
+        if (n == 0)
+            break;
+        if (n_pages > 0) {
+            if (i > 0)
+                prefetch_queries(p, row);
+            load_queries(p, sm, row, phase);
+            phase ^= 1;
+        }
+    }
 }
 
 /* ---- scores ---------------------------------------------------------------------------------- */
@@ -170,39 +251,26 @@ static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, s
 {
     uint64_t q = desc_k(sm.q[0]), k = desc_k(sm.kv[slot][0]);
 
-    mbar_wait(smem_u32(&sm.kv_full[slot][LEFT]), phase);
-    wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 16; i++)
-        wgmma<64>::ss<0, 0>(s, q + (i / 4 * BOX + i % 4 * 32) / 16,
-                            k + (i / 4 * BOX + i % 4 * 32) / 16, i > 0);
-    mbar_wait(smem_u32(&sm.kv_full[slot][ROPE]), phase);
-    wgmma_fence();
+    for (int g = 0; g < GROUPS; g++) {
+        mbar_wait(smem_u32(&sm.kv_full[slot][g]), phase);
+        wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        wgmma<64>::rs<0>(s, t.q_rope[i], k + (8 * BOX + i * 32) / 16, 1);
-    mbar_wait(smem_u32(&sm.kv_full[slot][RIGHT]), phase);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 16; i < 32; i++)
-        wgmma<64>::ss<0, 0>(s, q + (i / 4 * BOX + i % 4 * 32) / 16,
-                            k + (i / 4 * BOX + i % 4 * 32) / 16, 1);
+        for (int i = 0; i < 8; i++) {
+            int at = ((group_box(g) + i / 4) * BOX + i % 4 * 32) / 16;
+            if (g != ROPE)
+                wgmma<64>::ss<0, 0>(s, q + at, k + at, g + i > 0);
+            else if (i < 4)
+                wgmma<64>::rs<0>(s, t.q_rope[i], k + at, 1);
+        }
+    }
     wgmma_commit();
 }
 
-/* Scores become probabilities: s to pr (bf16 pairs as a left operand has them). Updates references
- * and sums. limit[r]: tokens of this page that row r sees. */
-static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16], scorer &t,
-                                               float scale_log2, bool mask, const int (&limit)[2])
+/* Moves references of rows up to their largest score if that has outgrown them. */
+static __device__ __forceinline__ void raise_references(const float (&s)[32], scorer &t,
+                                                        float scale_log2)
 {
-    int column = threadIdx.x % 4 * 2;
-
-    if (mask) {
-#pragma unroll
-        for (int i = 0; i < 32; i++)
-            if (i / 4 * 8 + column + i % 2 >= limit[i / 2 % 2])
-                s[i] = -INFINITY;
-    }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float top = s[2 * r];
@@ -215,19 +283,56 @@ static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16
             t.l[r] *= exp2_fast(t.m[r] - top);
             t.m[r] = top;
         }
-        float zero = t.m[r] == -INFINITY ? 0 : t.m[r];
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            float &x = s[i / 2 * 4 + 2 * r + i % 2];
-            x = exp2_fast(fmaf(x, scale_log2, -zero));
-            t.l[r] += x;
-        }
     }
+}
+
+/* Probabilities (bf16 pairs as a left operand has them) and their sums by the references there are;
+ * says whether a score of this thread has outgrown its row's. */
+static __device__ __forceinline__ bool exponentials(const float (&s)[32], uint32_t (&pr)[16],
+                                                    float (&sum)[2], const scorer &t,
+                                                    float scale_log2)
+{
+    float top[2][2], sums[2][2] = {};
+
 #pragma unroll
     for (int i = 0; i < 16; i++) {
-        __nv_bfloat162 pair = __floats2bfloat162_rn(s[2 * i], s[2 * i + 1]);
+        int r = i % 2;
+        float x = s[2 * i], y = s[2 * i + 1], zero = t.m[r] == -INFINITY ? 0 : t.m[r];
+        top[r][0] = i < 2 ? x : fmaxf(top[r][0], x);
+        top[r][1] = i < 2 ? y : fmaxf(top[r][1], y);
+        x = exp2_fast(fmaf(x, scale_log2, -zero));
+        y = exp2_fast(fmaf(y, scale_log2, -zero));
+        sums[r][0] += x, sums[r][1] += y;
+        __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
         pr[i] = *(uint32_t *)&pair;
     }
+    sum[0] = sums[0][0] + sums[0][1];
+    sum[1] = sums[1][0] + sums[1][1];
+    return fmaxf(top[0][0], top[0][1]) * scale_log2 > t.m[0] + LAZY ||
+           fmaxf(top[1][0], top[1][1]) * scale_log2 > t.m[1] + LAZY;
+}
+
+/* Scores become probabilities. Updates references and sums. The references nearly always stay what
+ * they are, so that nothing waits for the maxima; else it is done again. limit[r]: tokens of this
+ * page that row r sees. */
+static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16], scorer &t,
+                                               float scale_log2, bool mask, const int (&limit)[2])
+{
+    int column = threadIdx.x % 4 * 2;
+    float sum[2];
+
+    if (mask) {
+#pragma unroll
+        for (int i = 0; i < 32; i++)
+            if (i / 4 * 8 + i % 2 >= limit[i / 2 % 2] - column)
+                s[i] = -INFINITY;
+    }
+    if (__any_sync(~0u, exponentials(s, pr, sum, t, scale_log2))) {
+        raise_references(s, t, scale_log2);
+        exponentials(s, pr, sum, t, scale_log2);
+    }
+    t.l[0] += sum[0];
+    t.l[1] += sum[1];
 }
 
 /* The probabilities to shared memory, in the swizzled layout of a left operand. */
@@ -242,18 +347,19 @@ static __device__ __forceinline__ void write_p(const uint32_t (&pr)[16], uint8_t
                        pr[2 * j + 2], pr[2 * j + 3]);
 }
 
-/* A lane of each warp tells the blocks of the cluster that a group of boxes can be overwritten. */
-template <int CLUSTER> static __device__ __forceinline__ void release_boxes(uint64_t *bar)
+/* A lane of each warp tells the block that brings a group of boxes that it can be overwritten. */
+template <int CLUSTER>
+static __device__ __forceinline__ void release_boxes(shared &sm, int slot, int g)
 {
+    uint32_t bar = smem_u32(&sm.kv_empty[slot][g]);
+
     __syncwarp();
     if (threadIdx.x % 32 != 0)
         return;
-    if (CLUSTER == 1) {
-        mbar_arrive(smem_u32(bar));
-    } else {
-        cluster_mbar_arrive(smem_u32(bar), 0);
-        cluster_mbar_arrive(smem_u32(bar), 1);
-    }
+    if (CLUSTER == 1)
+        mbar_arrive(bar);
+    else
+        cluster_mbar_arrive(bar, group_owner(slot, g));
 }
 
 static __device__ __forceinline__ int row_limit(const params &p, const work &w, int row)
@@ -274,6 +380,20 @@ static __device__ __forceinline__ void read_rope(const shared &sm, scorer &t)
         load_matrices(base + ((2 * i + lane / 16) ^ (row & 7)) * 16, t.q_rope[i]);
 }
 
+/* A page's probabilities and references to the values' warpgroups. */
+static __device__ __forceinline__ void publish(shared &sm, const scorer &t,
+                                               const uint32_t (&pr)[16], int slot, uint32_t phase)
+{
+    mbar_wait(smem_u32(&sm.p_empty[slot]), phase ^ 1);
+    if (threadIdx.x % 4 == 0)
+        sm.m[slot][t.row] = t.m[0], sm.m[slot][t.row + 8] = t.m[1];
+    write_p(pr, sm.p[slot]);
+    fence_async();
+    __syncwarp();
+    if (threadIdx.x % 4 == 0) /* those who wrote references */
+        mbar_arrive(smem_u32(&sm.p_full[slot]));
+}
+
 /* One page: its scores, and its probabilities to the values' warpgroups. */
 template <int CLUSTER, int SLOT>
 static __device__ __forceinline__ void score_page(const params &p, shared &sm, scorer &t, int page)
@@ -285,14 +405,11 @@ static __device__ __forceinline__ void score_page(const params &p, shared &sm, s
     scores(s, t, sm, SLOT, phase);
     wgmma_wait<0>();
     wgmma_hold(s);
-    release_boxes<CLUSTER>(&sm.kv_empty[SLOT][ROPE]);
+    release_boxes<CLUSTER>(sm, SLOT, ROPE);
+    if (CLUSTER > 1)
+        arrive_warp(&sm.s_done[SLOT]);
     softmax(s, pr, t, p.scale_log2, page >= t.mask_from, limit);
-    mbar_wait(smem_u32(&sm.p_empty[SLOT]), phase ^ 1);
-    if (threadIdx.x % 4 == 0)
-        sm.m[SLOT][t.row] = t.m[0], sm.m[SLOT][t.row + 8] = t.m[1];
-    write_p(pr, sm.p[SLOT]);
-    fence_async();
-    arrive_warp(&sm.p_full[SLOT]);
+    publish(sm, t, pr, SLOT, phase);
     t.n_pages++;
 }
 
@@ -310,7 +427,8 @@ static __device__ __forceinline__ void hand_sums(shared &sm, const scorer &t, in
         if (threadIdx.x % 4 == 0)
             sm.l[parity][t.row + 8 * r] = x;
     }
-    arrive_warp(&sm.l_full[parity]);
+    if (threadIdx.x % 4 == 0)
+        mbar_arrive(smem_u32(&sm.l_full[parity]));
 }
 
 /* The scores' warpgroup through the block's units. */
@@ -353,25 +471,16 @@ static __device__ __forceinline__ void score(const params &p, shared &sm, uint32
 
 /* ---- values ---------------------------------------------------------------------------------- */
 
-/* o += P V of this warpgroup's half; queued, not waited for. */
-static __device__ __forceinline__ void values(math &t, shared &sm, int slot, int half)
+/* A quarter of the output's columns += P V; queued, not waited for. */
+static __device__ __forceinline__ void values(math &t, shared &sm, int slot, int half, int quarter)
 {
-    uint64_t v = desc_v(sm.kv[slot][4 * half]), pr = desc_k(sm.p[slot]);
+    uint64_t v = desc_v(sm.kv[slot][4 * half + 2 * quarter]), pr = desc_k(sm.p[slot]);
 
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        wgmma<128>::ss<0, 1>(t.o[0], pr + i * 32 / 16, v + i * 2048 / 16, 1);
-        wgmma<128>::ss<0, 1>(t.o[1], pr + i * 32 / 16, v + (2 * BOX + i * 2048) / 16, 1);
-    }
+    for (int i = 0; i < 4; i++)
+        wgmma<128>::ss<0, 1>(t.o[quarter], pr + i * 32 / 16, v + i * 2048 / 16, 1);
     wgmma_commit();
-}
-
-static __device__ __forceinline__ void values_done(math &t)
-{
-    wgmma_wait<0>();
-    wgmma_hold(t.o[0]);
-    wgmma_hold(t.o[1]);
 }
 
 /* Brings the thread's sums to the references `m`. */
@@ -404,31 +513,48 @@ static __device__ __forceinline__ void clear_tail(shared &sm, int valid, int slo
     named_sync(2 + half, 128);
 }
 
-/* One page's probabilities times its values. */
+/* One page's probabilities times its values, a quarter after the other. `more`: the unit has a page
+ * after it.
+ *
+ * CLUSTER 2 is bound by products: the second quarter waits for the scores of the next page, and
+ * keeps the tensor cores busy while the scores' warpgroup takes their softmax. */
 template <int CLUSTER, int SLOT>
-static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, int valid)
+static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, int valid, bool more)
 {
     uint32_t phase = t.n_pages / 2 % 2;
 
     mbar_wait(smem_u32(&sm.p_full[SLOT]), phase);
     const float m[2] = {sm.m[SLOT][t.row], sm.m[SLOT][t.row + 8]};
     rescale(t, m);
-    mbar_wait(smem_u32(&sm.kv_full[SLOT][half ? RIGHT : LEFT]), phase);
+    mbar_wait(smem_u32(&sm.kv_full[SLOT][group_of(half, 0)]), phase);
+    mbar_wait(smem_u32(&sm.kv_full[SLOT][group_of(half, 1)]), phase);
     clear_tail(sm, valid, SLOT, half);
-    values(t, sm, SLOT, half);
-    values_done(t);
-    release_boxes<CLUSTER>(&sm.kv_empty[SLOT][half ? RIGHT : LEFT]);
-    arrive_warp(&sm.p_empty[SLOT]);
     t.n_pages++;
+    values(t, sm, SLOT, half, 0);
+    if (CLUSTER == 1) {
+        values(t, sm, SLOT, half, 1);
+        wgmma_wait<1>();
+    } else {
+        wgmma_wait<0>();
+    }
+    wgmma_hold(t.o[0]);
+    release_boxes<CLUSTER>(sm, SLOT, group_of(half, 0));
+    if (CLUSTER > 1) {
+        if (more)
+            mbar_wait(smem_u32(&sm.s_done[SLOT ^ 1]), t.n_pages / 2 % 2);
+        values(t, sm, SLOT, half, 1);
+    }
+    wgmma_wait<0>();
+    wgmma_hold(t.o[1]);
+    release_boxes<CLUSTER>(sm, SLOT, group_of(half, 1));
+    mbar_arrive(smem_u32(&sm.p_empty[SLOT]));
 }
 
 /* A values' warpgroup through the block's units. */
 template <int CLUSTER>
-static __device__ __forceinline__ void consume(const params &p, shared &sm, int part, uint32_t rank,
-                                               int half)
+static __device__ __forceinline__ void consume(const params &p, shared &sm, uint32_t rank, int half)
 {
     int n_pending = 0, n_units = 0;
-    pending split[2];
     math t;
 
     t.row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
@@ -440,11 +566,21 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, int 
         if (w.n == 0)
             break;
         int tile_row = w.row + (int)rank * ROWS;
-        pending d = {w.n, w.index, part - w.index * p.lanes, w.at + tile_row,
+        pending d = {w.n,
+                     w.index,
+                     w.mergers,
+                     w.only,
+                     w.slot,
+                     w.at + tile_row,
                      min(max(w.rows - tile_row, 0), (int)ROWS)};
+        bool here = !w.only && w.n <= FEW; /* the first part merges */
         float l[2];
         if (w.first == w.last) {
-            write_nothing(p, d);
+            if (w.n == 1)
+                write_nothing(p, d);
+            else if (threadIdx.x == 0)
+                sm.merges[n_pending] = d;
+            n_pending += w.n > 1;
             continue;
         }
         t.m[0] = t.m[1] = -INFINITY;
@@ -453,24 +589,29 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, int 
             t.at(j) = 0;
         for (int page = w.first; page < w.last; page++) {
             if (t.n_pages % 2 == 0)
-                add_page<CLUSTER, 0>(sm, t, half, w.kv_len - page * PAGE);
+                add_page<CLUSTER, 0>(sm, t, half, w.kv_len - page * PAGE, page + 1 < w.last);
             else
-                add_page<CLUSTER, 1>(sm, t, half, w.kv_len - page * PAGE);
+                add_page<CLUSTER, 1>(sm, t, half, w.kv_len - page * PAGE, page + 1 < w.last);
         }
         take_sums(sm, t, l, n_units++);
-        bool merges = w.n == 1 || (w.here && w.index == 0);
+        bool merges = w.n == 1 || (here && w.index == 0);
         if (!merges)
-            write_partial<CLUSTER>(p, t, l, d, rank);
+            write_partial<CLUSTER>(p, sm, t, l, d, rank);
         else if (w.n > 1)
             merge_here<CLUSTER>(p, t, l, d, rank);
         if (merges)
             write_out(p, sm, t, l, d, half);
         arrive_warp(&sm.q_empty);
-        if (w.n > 1 && !w.here)
-            split[n_pending++] = d;
+        if (w.n > 1 && !here) {
+            if (threadIdx.x == 0)
+                sm.merges[n_pending] = d;
+            n_pending++;
+        }
     }
+    named_sync(1, MATH_THREADS);
+    uint32_t phase = 0;
     for (int i = 0; i < n_pending; i++)
-        merge<CLUSTER>(p, sm, split[i], rank);
+        merge<CLUSTER>(p, sm, sm.merges[i], rank, phase);
 }
 
 /* ---- kernel -----------------------------------------------------------------------------------
@@ -481,18 +622,21 @@ template <int CLUSTER> static __device__ __forceinline__ void init_barriers(shar
     mbar_init(smem_u32(&sm.q_full), 1);
     mbar_init(smem_u32(&sm.q_empty), MATH_THREADS / 32 + 4);
     for (int s = 0; s < 2; s++) {
-        for (int g = 0; g < 3; g++) {
+        for (int g = 0; g < GROUPS; g++) {
             mbar_init(smem_u32(&sm.kv_full[s][g]), 1);
             mbar_init(smem_u32(&sm.kv_empty[s][g]), 4 * CLUSTER);
         }
-        mbar_init(smem_u32(&sm.p_full[s]), 4);
-        mbar_init(smem_u32(&sm.p_empty[s]), MATH_THREADS / 32);
-        mbar_init(smem_u32(&sm.l_full[s]), 4);
-        mbar_init(smem_u32(&sm.l_empty[s]), MATH_THREADS / 32);
+        mbar_init(smem_u32(&sm.s_done[s]), 4);
+        mbar_init(smem_u32(&sm.p_full[s]), ROWS / 2);
+        mbar_init(smem_u32(&sm.p_empty[s]), MATH_THREADS);
+        mbar_init(smem_u32(&sm.l_full[s]), ROWS / 2);
+        mbar_init(smem_u32(&sm.l_empty[s]), MATH_THREADS);
     }
+    mbar_init(smem_u32(&sm.merge_full), 1);
     for (int i = 0; i < WORKS; i++) {
         mbar_init(smem_u32(&sm.work_full[i]), 1);
-        mbar_init(smem_u32(&sm.work_empty[i]), MATH_THREADS / 32 + 4);
+        /* The values' and scores' warps, the queries', the other loaders. */
+        mbar_init(smem_u32(&sm.work_empty[i]), MATH_THREADS / 32 + 4 + 1 + LOADERS - 1);
     }
     mbar_init_fence();
 }
@@ -515,19 +659,27 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
     __syncthreads();
     if (CLUSTER > 1)
         cluster_arrive(), cluster_wait();
-    launch_wait();
 
-    /* Registers of the block: 2 x 128 x 168 + 128 x 152 + 128 x 24 = 65,536. */
+    if (warp == 12)
+        begin<CLUSTER>(p, sm, part);
+
+    /* Registers of the block: 2 x 128 x 168 + 128 x 136 + 128 x 40 = 65,536. */
     if (warp < 8) {
         registers_raise<168>();
-        consume<CLUSTER>(p, sm, part, rank, warp / 4);
+        launch_wait();
+        consume<CLUSTER>(p, sm, rank, warp / 4);
     } else if (warp < 12) {
-        registers_raise<152>();
+        registers_raise<136>();
+        launch_wait();
         score<CLUSTER>(p, sm, rank);
     } else {
-        registers_lower<24>();
+        registers_lower<40>();
         if (warp == 12)
-            produce<CLUSTER>(p, sm, part, rank);
+            produce<CLUSTER>(p, sm, rank);
+        else if (warp == 13)
+            launch_wait(), produce_queries(p, sm, rank);
+        else
+            launch_wait(), produce_pages<CLUSTER>(p, sm, rank, warp - 13);
     }
     if (CLUSTER > 1)
         cluster_arrive(), cluster_wait();

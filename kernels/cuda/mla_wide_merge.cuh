@@ -9,19 +9,13 @@ namespace mla_wide
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-/* A unit that several parts share: what is needed to merge this part's rows of it. */
-struct pending {
-    int n, index; /* parts of the unit, which of them this is */
-    int part0;    /* the first one */
-    int64_t row;  /* first row of the tile in (query rows x heads) */
-    int rows;     /* of the tile */
-};
-
-/* Where part k of a unit keeps its partial result: the unit is the last one of its first part and
- * the first one of all others. */
-static __device__ __forceinline__ int partial_slot(const params &p, const pending &d, int k)
+/* Set when part k of a unit is in the workspace. The unit is the last one of its first part and the
+ * first one of all others. */
+template <int CLUSTER>
+static __device__ __forceinline__ uint32_t *flag_of(const params &p, const pending &d, int k,
+                                                    uint32_t rank)
 {
-    return 2 * (d.part0 + k * p.lanes) + (k == 0);
+    return p.flags + ((k > 0) * CLUSTER + (int)rank) * p.parts + d.slot + k;
 }
 
 /* Row sums of a unit, from the scores' warpgroup. */
@@ -33,7 +27,7 @@ static __device__ __forceinline__ void take_sums(shared &sm, const math &t, floa
     mbar_wait(smem_u32(&sm.l_full[parity]), n_units / 2 % 2);
     l[0] = sm.l[parity][t.row];
     l[1] = sm.l[parity][t.row + 8];
-    arrive_warp(&sm.l_empty[parity]);
+    mbar_arrive(smem_u32(&sm.l_empty[parity]));
 }
 
 static __device__ __forceinline__ float lse_of(float m, float l)
@@ -67,9 +61,18 @@ static __device__ __forceinline__ void write_out(const params &p, shared &sm, co
     }
     __syncwarp();
     __nv_bfloat16 *out = p.out + d.row * LATENT + half * 256 + lane * 8;
-    for (int r = row16; r < min(row16 + 16, d.rows); r++)
-        *(uint4 *)(out + (int64_t)r * LATENT) =
-            *(const uint4 *)(sm.q[4 * half + lane / 8] + r * 128 + ((lane % 8) ^ (r & 7)) * 16);
+#pragma unroll
+    for (int first = 0; first < 16; first += 8) {
+        const uint8_t *box = sm.q[4 * half + lane / 8] + (row16 + first) * 128;
+        uint4 x[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            x[i] = *(const uint4 *)(box + i * 128 + (lane % 8 ^ i) * 16);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (row16 + first + i < d.rows)
+                *(uint4 *)(out + (int64_t)(row16 + first + i) * LATENT) = x[i];
+    }
     fence_async();
     __syncwarp();
 }
@@ -78,6 +81,7 @@ static __device__ __forceinline__ void write_out(const params &p, shared &sm, co
  */
 static __device__ __forceinline__ void write_nothing(const params &p, const pending &d)
 {
+#pragma unroll 1
     for (int i = threadIdx.x; i < d.rows * (LATENT / 8); i += MATH_THREADS)
         ((uint4 *)(p.out + d.row * LATENT))[i] = make_uint4(0, 0, 0, 0);
     for (int i = threadIdx.x; p.lse && i < d.rows; i += MATH_THREADS)
@@ -89,19 +93,19 @@ static __device__ __forceinline__ float weight_of(float m, float reference)
     return m == -INFINITY ? 0 : exp2_fast(m - reference);
 }
 
-/* Partial results keep the shape of the accumulators: value j of a math thread is a float4 at
- * (j, thread), so that warps read and write 512 bytes at once. */
+/* Part k's partial result, by pieces, which keep the shape of the accumulators: a float4 a thread.
+ */
 template <int CLUSTER> struct partial {
     const params &p;
-    int64_t tile; /* of its slot and block */
+    int64_t tile;
 
-    __device__ __forceinline__ partial(const params &p, int slot, uint32_t rank)
-        : p(p), tile((int64_t)slot * CLUSTER + rank)
+    __device__ __forceinline__ partial(const params &p, const pending &d, int k, uint32_t rank)
+        : p(p), tile((int64_t)(2 * (d.slot + k) + (k == 0)) * CLUSTER + rank)
     {
     }
-    __device__ __forceinline__ float4 *o(int j, int thread) const
+    __device__ __forceinline__ float4 *o(int piece) const
     {
-        return (float4 *)p.partial_o + (tile * 32 + j) * MATH_THREADS + thread;
+        return (float4 *)p.partial_o + (tile * PIECES + piece) * 32;
     }
     __device__ __forceinline__ float2 *ml(int row) const
     {
@@ -109,18 +113,29 @@ template <int CLUSTER> struct partial {
     }
 };
 
+/* The first of the 32 pieces, four apart, that this warp's accumulators are. */
+static __device__ __forceinline__ int warp_piece()
+{
+    return threadIdx.x / 128 * (PIECES / 2) + threadIdx.x % 128 / 32;
+}
+
 /* This part's sums of a shared unit, to the workspace. */
 template <int CLUSTER>
-static __device__ __forceinline__ void
-write_partial(const params &p, const math &t, const float (&l)[2], const pending &d, uint32_t rank)
+static __device__ __forceinline__ void write_partial(const params &p, shared &sm, const math &t,
+                                                     const float (&l)[2], const pending &d,
+                                                     uint32_t rank)
 {
-    partial<CLUSTER> to(p, partial_slot(p, d, d.index), rank);
+    const partial<CLUSTER> to(p, d, d.index, rank);
+    float4 *o = to.o(warp_piece());
 
+    if (d.keeps_half() && (int)threadIdx.x / 128 == d.index)
+        o = (float4 *)sm.q + threadIdx.x % 128 / 32 * 32;
+    o += threadIdx.x % 32;
     if (t.row / 16 * 16 < d.rows) {
 #pragma unroll
         for (int j = 0; j < 32; j++)
-            __stcg(to.o(j, threadIdx.x),
-                   make_float4(t.at(4 * j), t.at(4 * j + 1), t.at(4 * j + 2), t.at(4 * j + 3)));
+            o[j * 4 * 32] =
+                make_float4(t.at(4 * j), t.at(4 * j + 1), t.at(4 * j + 2), t.at(4 * j + 3));
         if (threadIdx.x < 128 && threadIdx.x % 4 == 0) {
             __stcg(to.ml(t.row), make_float2(t.m[0], l[0]));
             __stcg(to.ml(t.row + 8), make_float2(t.m[1], l[1]));
@@ -129,19 +144,16 @@ write_partial(const params &p, const math &t, const float (&l)[2], const pending
     named_sync(1, MATH_THREADS);
     if (threadIdx.x == 0) {
         __threadfence(); /* for all: the barrier made their writes this thread's */
-        atomicAdd(&p.counters[2 * (d.part0 * CLUSTER + (int)rank)], 1);
+        *(volatile uint32_t *)flag_of<CLUSTER>(p, d, d.index, rank) = 1;
     }
 }
 
-static __device__ __forceinline__ void await_parts(uint32_t *counter, int n)
+static __device__ __forceinline__ uint32_t load_acquire(const uint32_t *from)
 {
-    uint32_t seen;
+    uint32_t x;
 
-    if (threadIdx.x == 0)
-        do
-            asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-        while (seen < (uint32_t)n);
-    named_sync(1, MATH_THREADS);
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
 }
 
 /* Few parts: the first one, for which the unit is the last thing it does, adds the others' sums to
@@ -150,154 +162,245 @@ template <int CLUSTER>
 static __device__ __forceinline__ void merge_here(const params &p, math &t, float (&l)[2],
                                                   const pending &d, uint32_t rank)
 {
-    uint32_t *counter = &p.counters[2 * (d.part0 * CLUSTER + (int)rank)];
-
-    await_parts(counter, d.n - 1);
     if (threadIdx.x == 0)
-        *counter = 0;
+        for (int k = 1; k < d.n; k++) {
+            uint32_t *flag = flag_of<CLUSTER>(p, d, k, rank);
+            while (load_acquire(flag) == 0) {
+            }
+            *flag = 0;
+        }
+    named_sync(1, MATH_THREADS);
     if (t.row / 16 * 16 >= d.rows)
         return;
     for (int k = 1; k < d.n; k++) {
-        partial<CLUSTER> from(p, partial_slot(p, d, k), rank);
-        float mine[2], theirs[2];
+        const partial<CLUSTER> from(p, d, k, rank);
+        const float4 *o = from.o(warp_piece()) + threadIdx.x % 32;
+        float ours[2], theirs[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             float2 ml = __ldcg(from.ml(t.row + 8 * r));
             float m = fmaxf(t.m[r], ml.x);
-            mine[r] = weight_of(t.m[r], m);
+            ours[r] = weight_of(t.m[r], m);
             theirs[r] = weight_of(ml.x, m);
-            l[r] = l[r] * mine[r] + ml.y * theirs[r];
+            l[r] = l[r] * ours[r] + ml.y * theirs[r];
             t.m[r] = m;
         }
 #pragma unroll
         for (int j = 0; j < 32; j++) { /* unrolled: o stays in registers */
-            float4 x = __ldcg(from.o(j, threadIdx.x));
+            float4 x = __ldcg(o + j * 4 * 32);
             if (j % 4 == 3)
                 asm volatile("" ::: "memory");
-            t.at(4 * j) = t.at(4 * j) * mine[0] + x.x * theirs[0];
-            t.at(4 * j + 1) = t.at(4 * j + 1) * mine[0] + x.y * theirs[0];
-            t.at(4 * j + 2) = t.at(4 * j + 2) * mine[1] + x.z * theirs[1];
-            t.at(4 * j + 3) = t.at(4 * j + 3) * mine[1] + x.w * theirs[1];
+            t.at(4 * j) = t.at(4 * j) * ours[0] + x.x * theirs[0];
+            t.at(4 * j + 1) = t.at(4 * j + 1) * ours[0] + x.y * theirs[0];
+            t.at(4 * j + 2) = t.at(4 * j + 2) * ours[1] + x.z * theirs[1];
+            t.at(4 * j + 3) = t.at(4 * j + 3) * ours[1] + x.w * theirs[1];
         }
     }
 }
 
-/* The weights with which the parts of a unit enter its rows, to shared memory (n, 64), by 256
- * threads: four threads a row. The pages' memory is free by now. */
-template <int CLUSTER>
-static __device__ __forceinline__ void merge_weights(const params &p, shared &sm, const pending &d,
-                                                     uint32_t rank)
-{
-    float *weights = (float *)sm.kv;
-    float2 *mls = (float2 *)(weights + d.n * ROWS);
-    int row = threadIdx.x / 4, first = threadIdx.x % 4;
-    float m = -INFINITY, l = 0;
+/* What a block merges in one go: pieces first .. first + n - 1 of all parts, side by side in the
+ * memory of the pages and P, and after them maxima and sums of the rows. */
+struct batch {
+    enum { ROOM = sizeof(((shared *)0)->kv) + sizeof(((shared *)0)->p) };
+    int first, n;
+    float4 *o;  /* (parts, n, 32) */
+    float2 *ml; /* (parts, ROWS); later the parts' weights */
+};
 
-    for (int i = threadIdx.x; i < d.n * ROWS; i += MATH_THREADS) {
-        partial<CLUSTER> part(p, partial_slot(p, d, i / ROWS), rank);
-        mls[i] = __ldcg(part.ml(i % ROWS));
+/* The next batch of pieces first .. end - 1. */
+static __device__ __forceinline__ batch next_batch(shared &sm, int parts, int first, int end)
+{
+    int n = min(end - first, (batch::ROOM / parts - ROWS * (int)sizeof(float2)) / 512);
+
+    return {first, n, (float4 *)sm.kv, (float2 *)((float4 *)sm.kv + parts * n * 32)};
+}
+
+/* Brings a batch: each part as soon as it is in the workspace. All blocks of the grid run at once
+ * and do their own parts first, so the wait ends. Then all have the maxima and sums. */
+template <int CLUSTER>
+static __device__ __forceinline__ void fetch_parts(const params &p, shared &sm, const pending &d,
+                                                   uint32_t rank, const batch &b)
+{
+    uint32_t full = smem_u32(&sm.merge_full), lane = threadIdx.x % 32;
+    int kept = d.keeps_half() ? d.index : -1;
+
+    if (threadIdx.x == 0)
+        mbar_arrive_expect(full, (d.n - (kept >= 0)) * b.n * 512);
+    /* The warps take turns, for bulk copies are issued one by one. */
+    for (int first = threadIdx.x / 32; first < d.n; first += MATH_THREADS) {
+        int k = first + (int)lane * (MATH_THREADS / 32);
+        bool missing = k < d.n;
+        while (__any_sync(~0u, missing)) {
+            if (!missing || load_acquire(flag_of<CLUSTER>(p, d, k, rank)) == 0)
+                continue;
+            fence_async_all();
+            if (k != kept)
+                bulk_load(smem_u32(b.o + k * b.n * 32), partial<CLUSTER>(p, d, k, rank).o(b.first),
+                          b.n * 512, full);
+            missing = false;
+        }
     }
     named_sync(1, MATH_THREADS);
-    for (int k = first; k < d.n; k += 4)
-        m = fmaxf(m, mls[k * ROWS + row].x);
+#pragma unroll 4
+    for (int i = threadIdx.x; i < d.n * ROWS; i += MATH_THREADS)
+        b.ml[i] = __ldcg(partial<CLUSTER>(p, d, i / ROWS, rank).ml(i % ROWS));
+    named_sync(1, MATH_THREADS);
+}
+
+/* Maxima of the parts become the weights with which they enter a row's result, four threads a row;
+ * 1 / sum to `scale`. */
+static __device__ __forceinline__ void weigh(const params &p, const pending &d, const batch &b,
+                                             float *scale)
+{
+    int row = threadIdx.x / 4;
+    float2 *ml = b.ml + row;
+    float m = -INFINITY, l = 0;
+
+#pragma unroll 2
+    for (int k = threadIdx.x % 4; k < d.n; k += 4)
+        m = fmaxf(m, ml[k * ROWS].x);
     m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
     m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-    for (int k = first; k < d.n; k += 4) {
-        float2 ml = mls[k * ROWS + row];
-        l += ml.y * weight_of(ml.x, m);
+#pragma unroll 2
+    for (int k = threadIdx.x % 4; k < d.n; k += 4) {
+        float w = weight_of(ml[k * ROWS].x, m);
+        l += ml[k * ROWS].y * w;
+        ml[k * ROWS].x = w;
     }
     l += __shfl_xor_sync(~0u, l, 1);
     l += __shfl_xor_sync(~0u, l, 2);
-    float f = l > 0 ? 1 / l : 0;
-    for (int k = first; k < d.n; k += 4)
-        weights[k * ROWS + row] = f * weight_of(mls[k * ROWS + row].x, m);
-    if (p.lse && d.index == 0 && first == 0 && row < d.rows)
-        p.lse[d.row + row] = lse_of(m, l);
+    if (threadIdx.x % 4 == 0) {
+        scale[row] = l > 0 ? __fdividef(1, l) : 0;
+        if (p.lse && d.index == 0 && b.first == 0 && row < d.rows)
+            p.lse[d.row + row] = lse_of(m, l);
+    }
     named_sync(1, MATH_THREADS);
 }
 
-/* Parts from .. to - 1 of piece (j, thread's warp): the thread's values of them, added in order.
- * Loads go out eight parts at a time. */
-template <int CLUSTER>
-static __device__ __forceinline__ float4 merge_parts(const params &p, const shared &sm,
-                                                     const pending &d, uint32_t rank, int j,
-                                                     int thread, int from, int to)
+/* Piece i of a batch, by a warp: the sum of parts from .. to - 1, in order. */
+static __device__ __forceinline__ float4 add_parts(shared &sm, const pending &d, const batch &b,
+                                                   int i, int from, int to)
 {
-    enum { BATCH = 8 };
-    const float *weights = (const float *)sm.kv + thread % 128 / 32 * 16 + thread % 32 / 4;
-    float4 o = make_float4(0, 0, 0, 0);
+    int lane = threadIdx.x % 32, own = d.keeps_half() ? d.index : -1;
+    const float4 *o = b.o + i * 32 + lane;
+    const float4 *kept = (const float4 *)sm.q + (b.first - d.first_piece(d.index) + i) * 32 + lane;
+    const float2 *weights = b.ml + (b.first + i) % 4 * 16 + lane / 4;
+    float4 sum = make_float4(0, 0, 0, 0);
 
-#pragma unroll 1
-    for (int k = from; k < to; k += BATCH) {
-        float4 x[BATCH];
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            partial<CLUSTER> part(p, partial_slot(p, d, min(k + i, to - 1)), rank);
-            x[i] = __ldcg(part.o(j, thread));
-        }
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            const float *w = weights + min(k + i, to - 1) * ROWS;
-            float f = k + i < to ? w[0] : 0, g = k + i < to ? w[8] : 0;
-            if (k + i < to) {
-                o.x += f * x[i].x, o.y += f * x[i].y;
-                o.z += g * x[i].z, o.w += g * x[i].w;
-            }
-        }
+#pragma unroll 4
+    for (int k = from; k < to; k++) {
+        float4 x = k == own ? *kept : o[k * b.n * 32];
+        float f = weights[k * ROWS].x, g = weights[k * ROWS + 8].x;
+        sum.x += f * x.x, sum.y += f * x.y;
+        sum.z += g * x.z, sum.w += g * x.w;
     }
-    return o;
+    return sum;
 }
 
+/* A finished piece, by a warp. */
 static __device__ __forceinline__ void merge_write(const params &p, const pending &d,
-                                                   const float4 &o, int j, int thread)
+                                                   const float *scale, int piece, const float4 &o)
 {
-    int row = thread % 128 / 32 * 16 + thread % 32 / 4;
-    int column = thread / 128 * 256 + 8 * j + thread % 4 * 2;
-    __nv_bfloat16 *out = p.out + (d.row + row) * LATENT + column;
+    int lane = threadIdx.x % 32, row = piece % 4 * 16 + lane / 4;
+    float f = scale[row], g = scale[row + 8];
+    __nv_bfloat16 *out = p.out + (d.row + row) * LATENT + piece / 4 * 8 + lane % 4 * 2;
 
     if (row < d.rows)
-        *(__nv_bfloat162 *)out = __floats2bfloat162_rn(o.x, o.y);
+        *(__nv_bfloat162 *)out = __floats2bfloat162_rn(o.x * f, o.y * f);
     if (row + 8 < d.rows)
-        *(__nv_bfloat162 *)(out + 8 * LATENT) = __floats2bfloat162_rn(o.z, o.w);
+        *(__nv_bfloat162 *)(out + 8 * LATENT) = __floats2bfloat162_rn(o.z * g, o.w * g);
 }
 
-/* Many parts: each merges an equal share of the pieces (j, warp) of the accumulators, a warp a
- * piece or, when there are fewer pieces than warps, several warps a piece, each with some of the
- * parts. Waits until all parts are in the workspace: all blocks of the grid run at once and do
- * their own parts first, so the wait ends. The last part to leave resets the counters for the next
- * call. */
-template <int CLUSTER>
-static __device__ void merge(const params &p, shared &sm, const pending &d, uint32_t rank)
+/* The finished pieces `piece` and `piece` + 4, the columns beside it, by a warp: 32 bytes a row. */
+static __device__ __forceinline__ void merge_write_two(const params &p, const pending &d,
+                                                       const float *scale, int piece, bool two,
+                                                       const float4 &a, const float4 &b)
 {
-    uint32_t *counter = &p.counters[2 * (d.part0 * CLUSTER + (int)rank)];
-    int row_warps = (d.rows + 15) / 16, pieces = 32 * 2 * row_warps;
-    int first = pieces * d.index / d.n, end = pieces * (d.index + 1) / d.n, n = end - first;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int each = n > 4 ? 1 : n > 2 ? 2 : n > 1 ? 4 : 8;
+    int lane = threadIdx.x % 32, quarter = lane % 4, from = lane / 4 * 4 + quarter % 2 * 2;
+    __nv_bfloat16 *out = p.out + d.row * LATENT + (piece / 4 + quarter / 2) * 8 + quarter % 2 * 4;
 
-    await_parts(counter, d.n);
-    merge_weights<CLUSTER>(p, sm, d, rank);
-    for (int i = first + warp / each; i - warp / each < end; i += 8 / each) {
-        int at = min(i, end - 1), w = at % (2 * row_warps), j = at / (2 * row_warps);
-        int thread = (w / row_warps * 4 + w % row_warps) * 32 + lane, k = warp % each;
-        float4 o =
-            merge_parts<CLUSTER>(p, sm, d, rank, j, thread, d.n * k / each, d.n * (k + 1) / each);
-        if (each > 1) {
-            float4 *all = (float4 *)sm.p;
-            all[threadIdx.x] = o;
-            named_sync(1, MATH_THREADS);
-            for (int other = 1; k == 0 && other < each; other++) {
-                float4 x = all[threadIdx.x + 32 * other];
-                o.x += x.x, o.y += x.y, o.z += x.z, o.w += x.w;
-            }
-            named_sync(1, MATH_THREADS);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int row = piece % 4 * 16 + lane / 4 + 8 * r;
+        float f = scale[row];
+        __nv_bfloat162 x =
+            r ? __floats2bfloat162_rn(a.z * f, a.w * f) : __floats2bfloat162_rn(a.x * f, a.y * f);
+        __nv_bfloat162 y =
+            r ? __floats2bfloat162_rn(b.z * f, b.w * f) : __floats2bfloat162_rn(b.x * f, b.y * f);
+        uint32_t x0 = __shfl_sync(~0u, *(uint32_t *)&x, from);
+        uint32_t x1 = __shfl_sync(~0u, *(uint32_t *)&x, from + 1);
+        uint32_t y0 = __shfl_sync(~0u, *(uint32_t *)&y, from);
+        uint32_t y1 = __shfl_sync(~0u, *(uint32_t *)&y, from + 1);
+        if (row < d.rows && (two || quarter < 2))
+            *(uint2 *)(out + (int64_t)row * LATENT) =
+                quarter < 2 ? make_uint2(x0, x1) : make_uint2(y0, y1);
+    }
+}
+
+/* A batch whose parts are there: a warp two pieces at a time or, when there are few pieces, several
+ * warps one, each with some of the parts. */
+static __device__ __forceinline__ void merge_batch(const params &p, shared &sm, const pending &d,
+                                                   const batch &b, const float *scale)
+{
+    int warp = threadIdx.x / 32;
+
+    if (b.n > 4) {
+#pragma unroll 1
+        for (int i = warp / 4 * 8 + warp % 4; i < b.n; i += 16) {
+            bool two = i + 4 < b.n;
+            float4 x = add_parts(sm, d, b, i, 0, d.n);
+            float4 y = two ? add_parts(sm, d, b, i + 4, 0, d.n) : make_float4(0, 0, 0, 0);
+            merge_write_two(p, d, scale, b.first + i, two, x, y);
         }
-        if (k == 0 && i < end)
-            merge_write(p, d, o, j, thread);
+        return;
+    }
+    int each = b.n > 2 ? 2 : b.n > 1 ? 4 : 8, i = warp / each, k = warp % each;
+    float4 *all = (float4 *)sm.q[7] + threadIdx.x;
+    float4 sum = add_parts(sm, d, b, min(i, b.n - 1), d.n * k / each, d.n * (k + 1) / each);
+    *all = sum;
+    named_sync(1, MATH_THREADS);
+    if (k > 0 || i >= b.n)
+        return;
+#pragma unroll 1
+    for (int other = 1; other < each; other++) {
+        float4 x = all[32 * other];
+        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    }
+    merge_write(p, d, scale, b.first + i, sum);
+}
+
+/* A unit that several parts share: each finishes an equal share of the pieces. The last to leave
+ * resets the flags for the next call. `phase`: of merge_full. */
+template <int CLUSTER>
+static __device__ __forceinline__ void merge(const params &p, shared &sm, const pending &d,
+                                             uint32_t rank, uint32_t &phase)
+{
+    int end = d.first_piece(d.index + 1), last = 0;
+    float *scale = sm.m[0];
+
+#pragma unroll 1
+    for (int first = d.first_piece(d.index); first < end;) {
+        const batch b = next_batch(sm, d.n, first, end);
+        fence_async();
+        named_sync(1, MATH_THREADS);
+        fetch_parts<CLUSTER>(p, sm, d, rank, b);
+        weigh(p, d, b, scale);
+        mbar_wait(smem_u32(&sm.merge_full), phase);
+        phase ^= 1;
+        merge_batch(p, sm, d, b, scale);
+        first += b.n;
     }
     named_sync(1, MATH_THREADS);
-    if (threadIdx.x == 0 && atomicAdd(counter + 1, 1) == (uint32_t)d.n - 1)
-        counter[0] = counter[1] = 0;
+    if (threadIdx.x >= 32)
+        return;
+    uint32_t *left = p.left + (int)rank * p.parts + d.slot;
+    if (threadIdx.x == 0)
+        last = atomicAdd(left, 1) == (uint32_t)d.mergers - 1;
+    if (__shfl_sync(~0u, last, 0)) {
+        for (int k = threadIdx.x; k < d.n; k += 32)
+            *flag_of<CLUSTER>(p, d, k, rank) = 0;
+        *left = 0;
+    }
 }
 
 } // namespace mla_wide

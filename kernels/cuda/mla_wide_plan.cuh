@@ -7,33 +7,29 @@
 namespace mla_wide
 {
 
-/* A unit of work: the row tiles of one cluster in one sequence. */
-struct unit {
-    int32_t seq, group; /* tiles group * CLUSTER .. of the sequence */
-    int32_t left;       /* units of this lane in the sequence from this one on */
-    int32_t number;     /* of units before it */
-    int32_t base;       /* their cost, in pages */
-    int32_t kv_len, q_len, pages;
-};
+static __device__ __forceinline__ place place_of(const params &p, int part)
+{
+    if (p.lanes == 1)
+        return {0, part, p.parts};
+    return {part % p.lanes, part / p.lanes, p.parts / p.lanes};
+}
 
-/* How units are dealt to the parts of the grid; every part finds the same from the lengths. Parts
- * are in lanes: part % lanes; a lane has the groups that leave that remainder, so that the tiles of
- * a sequence are worked on at the same time by neighbours, and its pages come from memory once.
- * Within a lane: WHOLE    `size` units a part EVEN     every unit is cut into `size` equal pieces,
- * a piece a part LINE     units stand on a line, each as long as its cost; a part takes `size` of
- * the line, so that all end together whatever the lengths; it cuts at most its first and last unit
- * The first two are for lengths that are about the same: they cut less, so there is less to merge.
- */
-struct plan {
-    enum { WHOLE, EVEN, LINE } kind;
-    int32_t size;
-};
+/* Lengths of a sequence: (q_len, kv_len). Not by way of L1, which could keep what another kernel is
+ * still about to change, and within bounds whatever is there. */
+static __device__ __forceinline__ int2 read_lengths(const params &p, int seq)
+{
+    int q_len = p.seqs.max_q_len;
+
+    if (p.seqs.q_lens)
+        q_len = min((uint32_t)__ldcg(p.seqs.q_lens + seq), (uint32_t)q_len);
+    return make_int2(q_len, max(__ldcg(p.seqs.kv_lens + seq), 0));
+}
 
 template <int CLUSTER>
-static __device__ __forceinline__ void unit_read(const params &p, unit &u, int lane)
+static __device__ __forceinline__ void set_unit(const params &p, unit &u, int2 lengths, int lane)
 {
-    u.q_len = p.seqs.q_lens ? p.seqs.q_lens[u.seq] : p.seqs.max_q_len;
-    u.kv_len = p.seqs.kv_lens[u.seq];
+    u.q_len = lengths.x;
+    u.kv_len = lengths.y;
     u.pages = (u.kv_len + PAGE - 1) / PAGE;
     u.group = lane;
     u.left = 1;
@@ -58,7 +54,7 @@ static __device__ __forceinline__ bool unit_next(const params &p, unit &u, int l
     if (--u.left > 0)
         return true;
     while (++u.seq < p.seqs.n_seqs) {
-        unit_read<CLUSTER>(p, u, lane);
+        set_unit<CLUSTER>(p, u, read_lengths(p, u.seq), lane);
         if (u.left > 0)
             return true;
     }
@@ -70,56 +66,107 @@ struct load {
     int32_t cost, units, most;
 };
 
-static __device__ __forceinline__ plan make_plan(const params &p, const load &all)
-{
-    int parts = p.parts / p.lanes;
-    int per_part = (all.units + parts - 1) / parts, pieces = parts / max(all.units, 1);
-    int size = max((all.cost + parts - 1) / parts, 1);
-    bool even = (int64_t)all.units * all.most <= all.cost + all.cost / 16;
+enum {
+    MOST_PIECES = 64, /* of a unit: what is merged in one go */
+    HELP = 2,         /* mergers for a part, where there are blocks without pages */
+};
 
-    if (even && (p.invariant || per_part * all.most <= size + size / 8))
-        return {plan::WHOLE, max(per_part, 1)};
-    if (even && pieces > 0 && pieces * all.units * 8 >= parts * 7)
-        return {plan::EVEN, pieces};
-    return {plan::LINE, size};
+/* Cycles that plans are compared by: a block's page; what each block that has pages takes of
+ * memory's time for one; merging, and for each part of the unit and of all units. */
+enum {
+    PAGE_CYCLES = 3600,
+    PAGE_SHARE = 42,
+    MERGE_CYCLES = 6000,
+    UNIT_PART_CYCLES = 100,
+    PART_CYCLES = 40
+};
+
+/* Cycles / 16 of units cut into `pieces`, of `pages` each, of which there are `parts`. */
+template <int CLUSTER>
+static __device__ __forceinline__ int plan_cycles(int pages, int pieces, int parts)
+{
+    int merge = pieces == 1
+                    ? 0
+                    : MERGE_CYCLES + CLUSTER * (pieces * UNIT_PART_CYCLES + parts * PART_CYCLES);
+
+    return (min(pages, 1 << 14) * max((int)PAGE_CYCLES, PAGE_SHARE * parts) + merge) / 16;
+}
+
+/* By a warp; its threads try different numbers of pieces. */
+template <int CLUSTER>
+static __device__ __forceinline__ plan make_plan(const params &p, int parts, const load &all)
+{
+    int units = max(all.units, 1), most = max(all.most - OVERHEAD, 1), group = parts / units;
+    int per_part = (units + parts - 1) / parts, size = max((all.cost + parts - 1) / parts, 1);
+    bool even = (int64_t)units * all.most <= all.cost + all.cost / 16;
+
+    if (even && (p.invariant || (group <= 1 && per_part * all.most <= size + size / 8)))
+        return {plan::WHOLE, per_part, 1};
+    if (p.invariant || group == 0)
+        return {plan::LINE, size, 1};
+    /* Cycles / 16, and below them the number of pieces; 0: a LINE. */
+    uint32_t best = plan_cycles<CLUSTER>(size, parts / units + 2, parts) << 8;
+    int limit = min(min(group, most), (int)MOST_PIECES);
+    for (int first = 1; first <= limit; first += 32) {
+        int pieces = first + threadIdx.x % 32, each = (most + pieces - 1) / pieces;
+        if (pieces <= limit)
+            best = min(best, (uint32_t)plan_cycles<CLUSTER>(each, pieces, pieces * units) << 8 |
+                                 (uint32_t)pieces);
+    }
+    best = __reduce_min_sync(~0u, best);
+    if (best & 255)
+        return {plan::EVEN, (int32_t)(best & 255), group};
+    return {plan::LINE, size, 1};
 }
 
 /* Where on the units' line (LINE: cost; else: number) the piece of a part begins. */
 static __device__ __forceinline__ int plan_start(const plan &how, int part)
 {
-    return how.kind == plan::EVEN ? part / how.size : part * how.size;
+    return how.kind == plan::EVEN ? part / how.group : part * how.size;
 }
 
-/* By a warp: the plan of a lane, and the unit in which the piece of its part `part` begins; u.seq
- * is n_seqs when there is none. Each thread looks at an equal share of the sequences. */
+static __device__ __forceinline__ int plan_end(const plan &how, int part)
+{
+    return how.kind == plan::EVEN ? part / how.group + 1 : (part + 1) * how.size;
+}
+
+/* By a warp: the plan of a lane, and the unit in which the piece of its part `at.index` begins;
+ * u.seq is n_seqs when there is none. Each thread looks at an equal share of the sequences and
+ * notes in `seen` (q_len, kv_len) what it saw. Safe while the lengths are being written. */
 template <int CLUSTER>
-static __device__ __forceinline__ plan find_piece(const params &p, int lane, int part, unit &u)
+static __device__ __forceinline__ plan find_piece(const params &p, int2 *seen, const place &at,
+                                                  unit &u)
 {
     int thread = threadIdx.x % 32, each = (p.seqs.n_seqs + 31) / 32;
     load mine = {0, 0, 0};
 
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < each; i++) {
         u.seq = thread * each + i;
         if (u.seq < p.seqs.n_seqs) {
-            unit_read<CLUSTER>(p, u, lane);
+            int2 lengths = read_lengths(p, u.seq);
+            set_unit<CLUSTER>(p, u, lengths, at.lane);
+            if (u.seq < SEEN)
+                seen[u.seq] = lengths;
             mine.cost += u.left * unit_cost(u);
             mine.units += u.left;
             mine.most = max(mine.most, u.left > 0 ? unit_cost(u) : 0);
         }
     }
+    __syncwarp();
+    auto lengths_of = [&](int seq) { return seq < SEEN ? seen[seq] : read_lengths(p, seq); };
     load end = mine;
     for (int step = 1; step < 32; step *= 2) {
         int cost = __shfl_up_sync(~0u, end.cost, step),
             units = __shfl_up_sync(~0u, end.units, step);
-        end.most = max(end.most, __shfl_xor_sync(~0u, end.most, step));
         if (thread >= step)
             end.cost += cost, end.units += units;
     }
-    plan how =
-        make_plan(p, {__shfl_sync(~0u, end.cost, 31), __shfl_sync(~0u, end.units, 31), end.most});
+    plan how = make_plan<CLUSTER>(p, at.count,
+                                  {__shfl_sync(~0u, end.cost, 31), __shfl_sync(~0u, end.units, 31),
+                                   __reduce_max_sync(~0u, mine.most)});
     bool by_cost = how.kind == plan::LINE;
-    int start = plan_start(how, part);
+    int start = plan_start(how, at.index);
     bool here = start >= (by_cost ? end.cost - mine.cost : end.units - mine.units) &&
                 start < (by_cost ? end.cost : end.units);
     uint32_t owner = __ballot_sync(~0u, here);
@@ -130,12 +177,13 @@ static __device__ __forceinline__ plan find_piece(const params &p, int lane, int
     u.seq = from * each;
     u.base = __shfl_sync(~0u, end.cost - mine.cost, from);
     u.number = __shfl_sync(~0u, end.units - mine.units, from);
-    unit_read<CLUSTER>(p, u, lane);
-    while ((by_cost ? u.base + u.left * unit_cost(u) : u.number + u.left) <= start) {
+    set_unit<CLUSTER>(p, u, lengths_of(u.seq), at.lane);
+    while ((by_cost ? u.base + u.left * unit_cost(u) : u.number + u.left) <= start &&
+           u.seq + 1 < p.seqs.n_seqs) {
         u.base += u.left * unit_cost(u);
         u.number += u.left;
         u.seq++;
-        unit_read<CLUSTER>(p, u, lane);
+        set_unit<CLUSTER>(p, u, lengths_of(u.seq), at.lane);
     }
     int skip = u.left == 1 ? 0 : by_cost ? (start - u.base) / unit_cost(u) : start - u.number;
     u.group += skip * p.lanes;
@@ -145,11 +193,34 @@ static __device__ __forceinline__ plan find_piece(const params &p, int lane, int
     return how;
 }
 
-/* This part's pages of a unit, and how the unit is divided. */
-struct share {
-    int32_t first, last; /* pages first .. last - 1 */
-    int32_t index, n;    /* which of how many parts work on the unit; n 0: not this one */
-};
+/* By the same warp: whether the lengths are still what they were seen to be. */
+static __device__ __forceinline__ bool lengths_stand(const params &p, const int2 *seen)
+{
+    int thread = threadIdx.x % 32, each = (p.seqs.n_seqs + 31) / 32;
+    bool same = p.seqs.n_seqs <= SEEN;
+
+#pragma unroll 2
+    for (int i = 0; i < each; i++) {
+        int seq = thread * each + i;
+        if (seq < p.seqs.n_seqs && same) {
+            int2 was = seen[seq], now = read_lengths(p, seq);
+            same = was.x == now.x && was.y == now.y;
+        }
+    }
+    return __all_sync(~0u, same);
+}
+
+static __device__ __forceinline__ share even_share(const plan &how, const unit &u, int part)
+{
+    int n = max(min(how.size, u.pages), 1), index = part % how.group;
+
+    /* Blocks that would have nothing to do help. */
+    int mergers = n <= 2 ? n : max(n, min(min(how.group, HELP * n), (int)MOST_PIECES));
+    if (index >= n)
+        return {0, 0, index, index < mergers ? n : 0, mergers};
+    /* At most 2^17 pages (a sequence of 2^23) times MOST_PIECES. */
+    return {u.pages * index / n, u.pages * (index + 1) / n, index, n, mergers};
+}
 
 static __device__ __forceinline__ share unit_share(const params &p, const plan &how, const unit &u,
                                                    int part)
@@ -157,23 +228,69 @@ static __device__ __forceinline__ share unit_share(const params &p, const plan &
     int size = how.size, line = u.base + OVERHEAD;
 
     if (how.kind == plan::WHOLE)
-        return {0, u.pages, 0, 1};
+        return {0, u.pages, 0, 1, 1};
     if (p.invariant) { /* whole units, by where they begin */
         bool mine = u.base / size == part;
-        return {0, mine ? u.pages : 0, 0, mine};
+        return {0, mine ? u.pages : 0, 0, mine, 1};
     }
-    if (how.kind == plan::EVEN) {
-        int n = max(min(size, u.pages), 1), index = part % size;
-        if (index >= n)
-            return {0, 0, 0, 0};
-        return {u.pages * index / n, u.pages * (index + 1) / n, index, n};
-    }
+    if (how.kind == plan::EVEN)
+        return even_share(how, u, part);
     if (u.pages == 0) /* nothing to see: one part writes zeros */
-        return {0, 0, 0, (line - 1) / size == part};
+        return {0, 0, 0, (line - 1) / size == part, 1};
     int first = min(max(part * size - line, 0), u.pages);
     int last = min(max((part + 1) * size - line, 0), u.pages), first_part = line / size;
-    return {first, last, part - first_part,
-            first < last ? (line + u.pages - 1) / size - first_part + 1 : 0};
+    int n = first < last ? (line + u.pages - 1) / size - first_part + 1 : 0;
+    return {first, last, part - first_part, n, n};
+}
+
+static __device__ __forceinline__ starts read_starts(const params &p, int seq)
+{
+    return {p.seqs.q_starts ? __ldcg(p.seqs.q_starts + seq) : seq * p.seqs.max_q_len,
+            p.seqs.block_tables + (p.seqs.table_starts ? __ldcg(p.seqs.table_starts + seq)
+                                                       : (int64_t)seq * p.seqs.table_stride)};
+}
+
+/* From unit c.u on, the next one of which the part has a share. */
+template <int CLUSTER> static __device__ __forceinline__ void find_share(const params &p, course &c)
+{
+    for (; c.more; c.more = unit_next<CLUSTER>(p, c.u, c.at.lane)) {
+        c.more = (c.how.kind == plan::LINE ? c.u.base : c.u.number) < c.end;
+        if (!c.more)
+            return;
+        c.sh = unit_share(p, c.how, c.u, c.at.index);
+        if (c.sh.n > 0)
+            return;
+    }
+}
+
+/* By the producer warp, while it still has registers: the plan and the first share. Worked out
+ * before the kernels that may still be writing the lengths are done, and again when the lengths
+ * have changed by then. */
+template <int CLUSTER>
+static __device__ __forceinline__ void begin(const params &p, shared &sm, int part)
+{
+    /* Not where pages go: the cluster's other block may be ahead and bring some there. */
+    int2 *seen = (int2 *)sm.q;
+
+    static_assert(SEEN * sizeof(int2) <= sizeof(sm.q), "room for what was seen");
+    course c;
+
+    c.at = place_of(p, part);
+    for (bool waited = false;; waited = true) {
+        c.how = find_piece<CLUSTER>(p, seen, c.at, c.u);
+        c.end = plan_end(c.how, c.at.index);
+        c.more = c.u.seq < p.seqs.n_seqs;
+        find_share<CLUSTER>(p, c);
+        if (!waited)
+            launch_wait();
+        c.from = read_starts(p, min(c.u.seq, p.seqs.n_seqs - 1));
+        if (waited || lengths_stand(p, seen))
+            break;
+    }
+    fence_async();
+    if (threadIdx.x % 32 == 0)
+        sm.course = c;
+    __syncwarp();
 }
 
 } // namespace mla_wide

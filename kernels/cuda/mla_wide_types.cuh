@@ -15,32 +15,133 @@ enum {
     PAGE = MLA_PAGE_TOKENS,
     LATENT = 512,
     WIDTH = 576,
-    BOX = 8192,         /* bytes of 64 rows x 64 bf16 */
+    PIECES = LATENT / 8 * 4, /* of a tile's output: eight columns of 16 rows */
+    BOX = 8192,              /* bytes of 64 rows x 64 bf16 */
     MATH_THREADS = 256, /* of the values' warpgroups; then come the scores' and the producer's */
     THREADS = 512,
     WORKS = 4,    /* units that the producer may be ahead */
+    SEEN = 8192,  /* sequences whose lengths are compared with what they were before */
     FEW = 3,      /* parts of a unit on a LINE that the first of them merges by itself */
     OVERHEAD = 3, /* of a unit, in pages: what starting and ending one costs */
 };
 
 static constexpr float LAZY = 8;
 
+/* Boxes of a page by twos, in the order in which they are asked for, multiplied with the queries
+ * and freed: first and second quarter of the output's columns of either values' warpgroup. */
+enum { GROUPS = 5, ROPE = 2 };
+
+static __device__ constexpr int group_box(int g)
+{
+    return g == ROPE ? 8 : g < ROPE ? 4 * g : 4 * (g - 3) + 2;
+}
+
+static __device__ constexpr int group_size(int g)
+{
+    return g == ROPE ? 1 : 2;
+}
+
+static __device__ constexpr int group_of(int half, int quarter)
+{
+    return 3 * quarter + half;
+}
+
 /* A unit's work as the producer hands it to the math warps. */
 struct work {
     int32_t first, last; /* pages of this part */
     int32_t index, n;    /* which of how many parts of the unit; n 0: no more work */
-    int32_t here;        /* a unit of few parts, which the first of them merges */
+    int32_t mergers;     /* blocks that merge the parts, this one the index-th of them; from the
+                            n-th on they have no pages */
+    int32_t only;        /* the block has no other unit */
+    int32_t slot;        /* part of the grid, within its rank, that has the unit's first part */
     int32_t kv_len, q_len;
-    int32_t row;  /* first row of the cluster's tiles in its sequence's (q_len x heads) */
-    int32_t rows; /* of the sequence */
-    int64_t at;   /* the sequence's first row in q, out and lse */
+    int32_t row;          /* first row of the cluster's tiles in its sequence's (q_len x heads) */
+    int32_t rows;         /* of the sequence */
+    int64_t at;           /* the sequence's first row in q, out and lse */
+    const int32_t *table; /* the pages from `first` on */
 };
 
-/* Shared memory, 229,376 + 1,480 of 232,448 bytes (it begins on a multiple of 1,024):
+/* A unit of work: the row tiles of one cluster in one sequence. */
+struct unit {
+    int32_t seq, group; /* tiles group * CLUSTER .. of the sequence */
+    int32_t left;       /* units of this lane in the sequence from this one on */
+    int32_t number;     /* units before it */
+    int32_t base;       /* their cost, in pages */
+    int32_t kv_len, q_len, pages;
+};
+
+/* Where a part of the grid stands. Parts are in lanes; a lane has the groups that leave its number
+ * as a remainder, so that the tiles of a sequence are worked on at the same time by neighbours, and
+ * its pages come from memory once. */
+struct place {
+    int32_t lane;
+    int32_t index, count; /* which of the lane's parts; how many there are */
+};
+
+/* How units are dealt to the parts of a lane; every part finds the same from the lengths.
+ * WHOLE    `size` units a part
+ * EVEN     every unit is cut into `size` equal pieces, a piece a part, of `group` parts that it
+ *          could have
+ * LINE     units stand on a line, each as long as its cost; a part takes `size` of the line, so
+ *          that all end together whatever the lengths; it cuts at most its first and last unit
+ * The first two are for lengths that are about the same: they cut less, so there is less to merge.
+ */
+struct plan {
+    enum { WHOLE, EVEN, LINE } kind;
+    int32_t size, group;
+};
+
+/* This part's pages of a unit, and how the unit is divided. */
+struct share {
+    int32_t first, last; /* pages first .. last - 1 */
+    int32_t index, n;    /* as in struct work */
+    int32_t mergers;
+};
+
+/* Where a unit's queries and pages begin. */
+struct starts {
+    int32_t q;
+    const int32_t *table;
+};
+
+/* What the producer warp does: a lane's plan, and the part's share of unit after unit. */
+struct course {
+    place at;
+    plan how;
+    int32_t end; /* of the part, on the units' line */
+    unit u;
+    share sh;
+    bool more;
+    starts from;
+};
+
+/* A unit that several parts share: what is needed to merge this block's share of it. */
+struct pending {
+    int32_t n, index; /* as in struct work */
+    int32_t mergers;
+    int32_t only;
+    int32_t slot;
+    int64_t row;  /* first row of the tile in (query rows x heads) */
+    int32_t rows; /* of the tile */
+
+    /* The first of the tile's pieces (eight columns of 16 rows) that merger k merges. */
+    __device__ __forceinline__ int first_piece(int k) const
+    {
+        return PIECES * k / mergers;
+    }
+    /* Of two parts each merges half of the columns: what one warpgroup has. It stays in the block,
+     * in the queries' memory. */
+    __device__ __forceinline__ bool keeps_half() const
+    {
+        return n == 2 && mergers == 2 && only;
+    }
+};
+
+/* Shared memory, 229,376 + 1,536 of 232,448 bytes (it begins on a multiple of 1,024):
  *   q       65,536   eight boxes; the ninth (rope) is in registers
  *   kv     147,456   two pages of nine boxes
  *   p       16,384   probabilities of the pages in the two slots
- *   then rows' maxima and sums, barriers, the units under way. */
+ *   then rows' maxima and sums, barriers, the units under way and those to be merged. */
 struct shared {
     uint8_t q[8][BOX];
     uint8_t kv[2][9][BOX];
@@ -48,15 +149,17 @@ struct shared {
     float m[2][ROWS]; /* rows' references after the page of a slot */
     float l[2][ROWS]; /* rows' sums of a unit, by its parity */
     uint64_t q_full, q_empty;
-    uint64_t kv_full[2][3]; /* by box group */
-    uint64_t kv_empty[2][3];
+    uint64_t kv_full[2][GROUPS]; /* by box group */
+    uint64_t kv_empty[2][GROUPS];
+    uint64_t s_done[2]; /* the scores of the page in a slot are there */
     uint64_t p_full[2], p_empty[2];
     uint64_t l_full[2], l_empty[2];
+    uint64_t merge_full; /* the parts of a unit that the block merges */
     uint64_t work_full[WORKS], work_empty[WORKS];
     struct work works[WORKS];
+    struct course course;
+    struct pending merges[2]; /* at most the first and the last unit of a part */
 };
-
-enum { LEFT, ROPE, RIGHT }; /* box groups of a page: 0-3, 8, 4-7 */
 
 struct params {
     CUtensorMap q, kv;
@@ -69,9 +172,10 @@ struct params {
     int32_t parts;          /* clusters of the grid */
     int32_t lanes;          /* see struct plan */
     int32_t invariant;
-    float *partial_o;   /* (parts, 2, CLUSTER, 32, 256, 4), see struct partial */
-    float *partial_ml;  /* (parts, 2, CLUSTER, 64, 2) */
-    uint32_t *counters; /* (parts, CLUSTER, 2): arrivals, departures */
+    float *partial_o;  /* (parts, 2, CLUSTER, PIECES, 32, 4), see struct partial */
+    float *partial_ml; /* (parts, 2, CLUSTER, 64, 2) */
+    uint32_t *flags;   /* (2, CLUSTER, parts): a part's partial result is there */
+    uint32_t *left;    /* (CLUSTER, parts): mergers of a unit that are done */
 };
 
 /* A thread of the values' warpgroups. It has rows `row` and `row` + 8 of the tile. */

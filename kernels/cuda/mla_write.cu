@@ -152,17 +152,15 @@ __device__ void store_row(const mla_write_args &p, int r, row_part &part, const 
     }
 }
 
-/* UNIT: how many pairs a thread rotates at once. */
-template <int FP8, int UNIT>
-__global__ void __launch_bounds__(THREADS) write_kernel(const __grid_constant__ mla_write_args p)
+/* What is to be done for row r: part 0 stores it, the others rotate Q_HEADS heads of its query
+ * each. UNIT: how many pairs a thread rotates at once. */
+template <int FP8, int UNIT> __device__ void write_part(const mla_write_args &p, int r, int part_no)
 {
     __shared__ float2 turns[MLA_MAX_ROPE / 2];
-    const int r = blockIdx.x, rope = p.cache.rope_dim, units = rope / 2 / UNIT;
+    const int rope = p.cache.rope_dim, units = rope / 2 / UNIT;
     row_part part = {-1, {}, {}};
 
-    launch_wait();
-    launch_next();
-    if (blockIdx.y == 0 && p.kv)
+    if (part_no == 0 && p.kv)
         load_part(p, r, part);
     for (int i = threadIdx.x; i < rope / 2; i += THREADS) {
         float angle = (float)p.positions[r] * p.rope.inv_freq[i], sine, cosine;
@@ -170,12 +168,12 @@ __global__ void __launch_bounds__(THREADS) write_kernel(const __grid_constant__ 
         turns[i] = make_float2(cosine * p.rope.magnitude, sine * p.rope.magnitude);
     }
     __syncthreads();
-    if (blockIdx.y == 0) {
+    if (part_no == 0) {
         if (part.slot >= 0)
             store_row<FP8>(p, r, part, turns);
         return;
     }
-    const int head = p.nope_dim + rope, h0 = ((int)blockIdx.y - 1) * Q_HEADS;
+    const int head = p.nope_dim + rope, h0 = (part_no - 1) * Q_HEADS;
     const int heads = min(Q_HEADS, p.heads - h0);
     const int64_t first = (int64_t)r * p.heads + h0;
     const bf16 *q = (const bf16 *)p.q + first * head + p.nope_dim;
@@ -190,6 +188,148 @@ __global__ void __launch_bounds__(THREADS) write_kernel(const __grid_constant__ 
         else
             rotate<UNIT, 0>(y, x, i % units, rope / 2, turns);
     }
+}
+
+template <int FP8, int UNIT>
+__global__ void __launch_bounds__(THREADS) write_kernel(const __grid_constant__ mla_write_args p)
+{
+    launch_next();
+    launch_wait();
+    write_part<FP8, UNIT>(p, blockIdx.x, blockIdx.y);
+}
+
+/* ---- few rows: their queries are absorbed in the same launch -----------------------------------
+ */
+
+enum {
+    COLUMNS = 64,           /* of the latent, a block's */
+    LANES = COLUMNS / 8,    /* threads that share a row of W_UK: 16 bytes each */
+    PASS = THREADS / LANES, /* rows of W_UK that the block reads at a time */
+    MAX_NOPE = 256,
+    LINE = 128,             /* bytes of a line of L2 */
+    PREFETCH_TOKENS = 4096, /* of a sequence: 8 of them fill less than L2 */
+};
+
+/* Loads this block's part of W_UK, (nope, COLUMNS) of head h: PASSES * PASS >= nope. */
+template <int PASSES>
+__device__ void load_uk(const mla_write_args &p, int h, int column, uint4 (&w)[PASSES])
+{
+    const int latent = p.cache.latent_dim, k0 = threadIdx.x / LANES;
+    const bf16 *from = (const bf16 *)p.kv_b + (int64_t)h * (p.nope_dim + p.v_dim) * latent +
+                       column + threadIdx.x % LANES * 8;
+
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) {
+        const int k = i * PASS + k0;
+        w[i] = make_uint4(0, 0, 0, 0);
+        if (k < p.nope_dim)
+            w[i] = __ldg((const uint4 *)(from + (int64_t)k * latent));
+    }
+}
+
+/* q_absorbed (r, h, column ..) = W_UK^T q_nope for all rows, COLUMNS of them. */
+template <int PASSES>
+__device__ void absorb(const mla_write_args &p, int h, int column, const uint4 (&w)[PASSES])
+{
+    __shared__ float x[MLA_ABSORB_ROWS][MAX_NOPE], partial[WARPS][COLUMNS];
+    const int latent = p.cache.latent_dim, rope = p.cache.rope_dim, head = p.nope_dim + rope;
+    const int t = threadIdx.x, lane = t % 32;
+
+    for (int r = 0; r < p.rows; r++) {
+        const bf16 *q = (const bf16 *)p.q + ((int64_t)r * p.heads + h) * head;
+        for (int k = t; k < PASSES * PASS; k += THREADS)
+            x[r][k] = k < p.nope_dim ? __bfloat162float(q[k]) : 0.0f;
+    }
+    __syncthreads();
+    for (int r = 0; r < p.rows; r++) {
+        float sum[8] = {};
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            const float factor = x[r][i * PASS + t / LANES];
+            const __nv_bfloat162 *v = (const __nv_bfloat162 *)&w[i];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float2 two = __bfloat1622float2(v[j]);
+                sum[2 * j] = fmaf(factor, two.x, sum[2 * j]);
+                sum[2 * j + 1] = fmaf(factor, two.y, sum[2 * j + 1]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            for (int d = LANES; d < 32; d *= 2)
+                sum[j] += __shfl_xor_sync(~0u, sum[j], d);
+        if (lane < LANES)
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                partial[t / 32][8 * lane + j] = sum[j];
+        __syncthreads();
+        if (t < COLUMNS / 2) {
+            float2 total = {};
+            for (int i = 0; i < WARPS; i++) {
+                total.x += partial[i][2 * t];
+                total.y += partial[i][2 * t + 1];
+            }
+            bf16 *to = (bf16 *)p.q_absorbed + ((int64_t)r * p.heads + h) * (latent + rope) + column;
+            *(__nv_bfloat162 *)(to + 2 * t) = __floats2bfloat162_rn(total.x, total.y);
+        }
+        __syncthreads();
+    }
+}
+
+/* Lines of the sequences' cache rows to L2, this thread's share of them: the work of `threads`. */
+__device__ void prefetch_cache(const mla_write_args &p, int thread, int threads)
+{
+    const int64_t row_bytes = p.cache.page_stride / MLA_PAGE_TOKENS;
+
+    for (int s = 0; s < p.seqs.n_seqs; s++) {
+        const int lines =
+            min((int64_t)p.seqs.kv_lens[s], (int64_t)PREFETCH_TOKENS) * row_bytes / LINE;
+        const int per_page = (int)(p.cache.page_stride / LINE);
+        const int64_t table =
+            p.seqs.table_starts ? p.seqs.table_starts[s] : (int64_t)s * p.seqs.table_stride;
+        for (int i = thread; i < lines; i += threads) {
+            const int64_t page = p.seqs.block_tables[table + i / per_page];
+            const char *at = (const char *)p.cache.pages + page * p.cache.page_stride +
+                             i % per_page * (int64_t)LINE;
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+        }
+    }
+}
+
+/* The first blocks write as write_kernel's, `parts` for each row; the others absorb: a head, and
+ * COLUMNS of the latent each. */
+template <int FP8, int UNIT, int PASSES>
+__global__ void __launch_bounds__(THREADS)
+    absorb_kernel(const __grid_constant__ mla_write_args p, int parts)
+{
+    const int job = (int)blockIdx.x - p.rows * parts, chunks = p.cache.latent_dim / COLUMNS;
+    uint4 w[PASSES];
+
+    launch_next();
+    if (job >= 0) {
+        load_uk<PASSES>(p, job / chunks, job % chunks * COLUMNS, w);
+        prefetch_cache(p, job * THREADS + threadIdx.x, p.heads * chunks * THREADS);
+    }
+    launch_wait();
+    if (job >= 0)
+        absorb<PASSES>(p, job / chunks, job % chunks * COLUMNS, w);
+    else
+        write_part<FP8, UNIT>(p, blockIdx.x / parts, blockIdx.x % parts);
+}
+
+template <int FP8> auto absorb_kernel_for(int passes) -> void (*)(mla_write_args, int)
+{
+    return passes <= 8    ? absorb_kernel<FP8, 8, 8>
+           : passes <= 12 ? absorb_kernel<FP8, 8, 12>
+                          : absorb_kernel<FP8, 8, MAX_NOPE / PASS>;
+}
+
+/* What absorb_kernel is written for. */
+bool absorbs(const mla_write_args *p)
+{
+    return p->kv && p->q && p->absorbed_rows == p->rows && p->rows <= MLA_ABSORB_ROWS &&
+           p->nope_dim % 8 == 0 && p->nope_dim <= MAX_NOPE && p->cache.latent_dim % COLUMNS == 0 &&
+           p->cache.rope_dim % 16 == 0 && (uintptr_t)p->kv_b % 16 == 0;
 }
 
 } // namespace
@@ -208,8 +348,21 @@ int mla_write(const struct mla_write_args *p, mla_stream stream)
         return MLA_INVALID;
     if (p->rows == 0 || (!p->kv && !p->q))
         return MLA_OK;
-    dim3 grid(p->rows, 1 + (p->q ? (p->heads + Q_HEADS - 1) / Q_HEADS : 0));
+    const int parts = 1 + (p->q ? (p->heads + Q_HEADS - 1) / Q_HEADS : 0);
+    if (p->kv_b) {
+        if (!absorbs(p))
+            return MLA_INVALID;
+        const int passes = (p->nope_dim + PASS - 1) / PASS;
+        const int blocks = p->rows * parts + p->heads * (c->latent_dim / COLUMNS);
+        void (*kernel)(mla_write_args, int) =
+            fp8 ? absorb_kernel_for<1>(passes) : absorb_kernel_for<0>(passes);
+        return launch_early(kernel, blocks, THREADS, 0, stream, *p, parts) == cudaSuccess
+                   ? MLA_OK
+                   : MLA_CUDA;
+    }
     void (*kernel)(mla_write_args) = fp8 ? (wide ? write_kernel<1, 8> : write_kernel<1, 1>)
                                          : (wide ? write_kernel<0, 8> : write_kernel<0, 1>);
-    return launch_early(kernel, grid, THREADS, 0, stream, *p) == cudaSuccess ? MLA_OK : MLA_CUDA;
+    return launch_early(kernel, dim3(p->rows, parts), THREADS, 0, stream, *p) == cudaSuccess
+               ? MLA_OK
+               : MLA_CUDA;
 }

@@ -6,7 +6,7 @@
  * More rows go to moe_sorted.cu. */
 #include "kernels/cuda/moe.h"
 
-#include "kernels/cuda/gemm_stream.cuh"
+#include "kernels/cuda/moe_down.cuh"
 #include "kernels/cuda/moe_internal.h"
 
 #include <string.h>
@@ -65,17 +65,22 @@ template <class C> int run(tile_params &p, int pairs, cudaStream_t stream)
                                                                                      : GEMM_CUDA;
 }
 
-/* The kernel for at most 16 rows of x. */
+/* The maps that the kernels for at most 16 rows of x read by. */
+int map_few(tile_params &p, const tile_weights *w, const tokens &x)
+{
+    if (stream_map_tokens(&p, x.x, x.stride, x.rows, 1, 0, x.k, 1) ||
+        stream_map_weights(&p, 0, w[0], p.part[0].n, x.k, p.routing.experts))
+        return -1;
+    return p.routing.shared ? stream_map_weights(&p, 1, w[1], p.part[0].n, x.k, p.routing.shared)
+                            : 0;
+}
+
 int launch_few(tile_params &p, const tile_weights *w, const tokens &x, cudaStream_t stream)
 {
     int pairs = p.m * p.routing.top_k;
     int experts = pairs < p.routing.experts ? pairs : p.routing.experts;
-    bool bad = stream_map_tokens(&p, x.x, x.stride, x.rows, 1, 0, x.k, 1) ||
-               stream_map_weights(&p, 0, w[0], p.part[0].n, x.k, p.routing.experts);
 
-    if (p.routing.shared)
-        bad |= stream_map_weights(&p, 1, w[1], p.part[0].n, x.k, p.routing.shared) != 0;
-    if (bad)
+    if (map_few(p, w, x))
         return GEMM_INVALID;
     experts += p.routing.shared;
     cudaError_t e = p.m <= 8 ? stream_launch<few>(p, x.k, experts, stream)
@@ -141,6 +146,36 @@ int gate_up(const struct moe_args *a, void *hidden, cudaStream_t stream)
     return launch(p, w, {a->x, a->x_stride, a->m, a->d}, a->batch_invariant, stream);
 }
 
+/* Whether one kernel does `down` and the sum over the experts: few rows, and tiles of 16 columns
+ * that share out evenly. */
+bool sums_in_down(const struct moe_args *a)
+{
+    int tiles = ceil_div(a->d, 16), blocks = gemm_processors();
+
+    return a->m <= 16 && !a->batch_invariant && a->i % TILE_K == 0 && blocks &&
+           10 * tiles >= 9 * ceil_div(tiles, blocks) * blocks;
+}
+
+/* out = residual + sum of weights * down hidden. */
+int down_sum(const struct moe_args *a, const void *hidden, cudaStream_t stream)
+{
+    struct tile_weights w[2] = {{a->down, nullptr, a->i, (int64_t)a->i * a->d},
+                                {a->shared_down, nullptr, (int64_t)a->shared * a->i, a->i}};
+    struct down_params d;
+
+    common_params(&d.p, a);
+    d.p.part[0] = {a->out, nullptr, a->residual, a->out_stride, a->d, 0, 0};
+    d.p.routing.known = 1;
+    d.p.routing.rows_are_pairs = 1;
+    d.weights = a->weights;
+    d.row_tiles = ceil_div(a->d, 16);
+    if (map_few(d.p, w, {hidden, a->i, a->m * (a->top_k + a->shared), a->i}))
+        return GEMM_INVALID;
+    cudaError_t e =
+        a->m <= 8 ? down_launch<few>(d, a->i, stream) : down_launch<several>(d, a->i, stream);
+    return e == cudaSuccess ? GEMM_OK : GEMM_CUDA;
+}
+
 /* y (pairs, d) = down hidden. The routing is known: it was written before gate_up began. */
 int down(const struct moe_args *a, const void *hidden, void *y, cudaStream_t stream)
 {
@@ -175,6 +210,8 @@ int moe_experts(const struct moe_args *a, gemm_stream stream)
     if ((int64_t)a->m * a->top_k > MOE_SMALL_PAIRS)
         return moe_sorted(a, &at, (cudaStream_t)stream);
     int status = gate_up(a, at.hidden, (cudaStream_t)stream);
+    if (!status && sums_in_down(a))
+        return down_sum(a, at.hidden, (cudaStream_t)stream);
     if (!status)
         status = down(a, at.hidden, at.y, (cudaStream_t)stream);
     return status ? status : moe_combine(a, at.y, nullptr, a->shared, (cudaStream_t)stream);

@@ -3,10 +3,10 @@
  *
  * out[r] = residual[r] + sum over s of weights[r, s] * expert(ids[r, s])(x[r])
  *          + sum over shared experts of expert(x[r]),    expert(x) = down(silu(gate x) * (up x)).
- * An expert's output is rounded to bf16 before it is weighted; the sum is in float, in the order of
- * the slots s, then the shared experts, then the residual, and is rounded once. A row's bits never
- * depend on the other rows' values; with the number of rows m the order of the sums changes at
- * m = 16 (not with `batch_invariant`) and where m * top_k passes MOE_SMALL_PAIRS.
+ * An expert's output is rounded to bf16 before it is weighted (m <= 16: it may not be); the sum is
+ * in float, in an order that is the row's own, and is rounded once. A row's bits never depend on
+ * the other rows' values; with the number of rows m the order of the sums changes at m = 16 (not
+ * with `batch_invariant`) and where m * top_k passes MOE_SMALL_PAIRS.
  *
  * ids may hold anything in -1 .. experts - 1; slots with -1 give nothing (rows that pad a batch).
  * Routing is read on the device: it may change between replays of a captured graph. */

@@ -49,5 +49,9 @@ static inline struct moe_layout moe_layout(void *workspace, int64_t m, int64_t d
 int moe_combine(const struct moe_args *a, const void *y, const int32_t *places, int shared,
                 cudaStream_t stream);
 
+/* Sorts pairs by expert: counts, ranges, bases and ranks. The place of a pair with an expert is
+ * then ranges[expert] + bases[pair / MOE_SORT_PAIRS][expert] + ranks[pair]. */
+int moe_sort(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream);
+
 /* moe_experts for many rows. */
 int moe_sorted(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream);

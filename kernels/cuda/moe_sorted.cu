@@ -16,8 +16,8 @@ enum { SORT_THREADS = 256, COPY_ROWS = 4, COMBINE_THREADS = 128 };
 
 __global__ void __launch_bounds__(MOE_MAX_EXPERTS) zero_kernel(int experts, struct moe_layout at)
 {
-    launch_wait();
     launch_next();
+    launch_wait();
     if ((int)threadIdx.x < experts)
         at.counts[threadIdx.x] = 0;
 }
@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(SORT_THREADS)
 
     for (int e = threadIdx.x; e < experts; e += SORT_THREADS)
         count[e] = 0;
-    launch_wait();
     launch_next();
+    launch_wait();
     __syncthreads();
     for (int p = first + threadIdx.x; p < end; p += SORT_THREADS)
         if (ids[p] >= 0)
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(32) range_kernel(int experts, struct moe_layou
 {
     int sum = 0;
 
-    launch_wait();
     launch_next();
+    launch_wait();
     for (int e = 0; e < experts; e += 32) {
         int i = e + threadIdx.x, count = i < experts ? at.counts[i] : 0, up_to = count;
         for (int d = 1; d < 32; d *= 2) {
@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(SORT_THREADS)
 {
     int p = (blockIdx.x * SORT_THREADS + threadIdx.x) / 32, lane = threadIdx.x % 32;
 
-    launch_wait();
     launch_next();
+    launch_wait();
     if (p >= pairs || ids[p] < 0)
         return;
     int place = at.ranges[ids[p]] + at.bases[p / MOE_SORT_PAIRS * experts + ids[p]] + at.ranks[p];
@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
     int64_t row = blockIdx.x, slots = a.top_k + shared;
     float sum[8] = {};
 
-    launch_wait();
     launch_next();
+    launch_wait();
     if (column >= columns)
         return;
     auto add = [&](uint4 raw, float weight) {
@@ -131,20 +131,13 @@ int status_of(cudaError_t e)
 
 int sort_rows(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream)
 {
-    int pairs = a->m * a->top_k;
-    dim3 blocks((unsigned)((pairs + MOE_SORT_PAIRS - 1) / MOE_SORT_PAIRS));
+    int pairs = a->m * a->top_k, status = moe_sort(a, at, stream);
     dim3 copies((unsigned)((pairs + SORT_THREADS / 32 - 1) / (SORT_THREADS / 32)));
-    cudaError_t e = launch_early(zero_kernel, 1, MOE_MAX_EXPERTS, 0, stream, a->experts, *at);
 
-    if (e == cudaSuccess)
-        e = launch_early(count_kernel, blocks, SORT_THREADS, 0, stream, a->ids, pairs, a->experts,
-                         *at);
-    if (e == cudaSuccess)
-        e = launch_early(range_kernel, 1, 32, 0, stream, a->experts, *at);
-    if (e == cudaSuccess)
-        e = launch_early(copy_kernel, copies, SORT_THREADS, 0, stream, (const uint4 *)a->x,
-                         a->x_stride, a->d, a->ids, pairs, a->top_k, a->experts, *at);
-    return status_of(e);
+    if (status)
+        return status;
+    return status_of(launch_early(copy_kernel, copies, SORT_THREADS, 0, stream, (const uint4 *)a->x,
+                                  a->x_stride, a->d, a->ids, pairs, a->top_k, a->experts, *at));
 }
 
 /* One product over the sorted rows; p->a[0], part[0] and swiglu are set. */
@@ -194,6 +187,20 @@ int shared_experts(const struct moe_args *a, const struct moe_layout *at, cudaSt
 }
 
 } // namespace
+
+int moe_sort(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream)
+{
+    int pairs = a->m * a->top_k;
+    dim3 blocks((unsigned)((pairs + MOE_SORT_PAIRS - 1) / MOE_SORT_PAIRS));
+    cudaError_t e = launch_early(zero_kernel, 1, MOE_MAX_EXPERTS, 0, stream, a->experts, *at);
+
+    if (e == cudaSuccess)
+        e = launch_early(count_kernel, blocks, SORT_THREADS, 0, stream, a->ids, pairs, a->experts,
+                         *at);
+    if (e == cudaSuccess)
+        e = launch_early(range_kernel, 1, 32, 0, stream, a->experts, *at);
+    return status_of(e);
+}
 
 int moe_combine(const struct moe_args *a, const void *y, const int32_t *places, int shared,
                 cudaStream_t stream)

@@ -100,6 +100,14 @@ __device__ __forceinline__ void tma_load_3d(uint32_t dst, const CUtensorMap *map
                  : "memory");
 }
 
+/* The box of `map` to L2. */
+__device__ __forceinline__ void tma_prefetch_2d(const CUtensorMap *map, int32_t x, int32_t y)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(x),
+                 "r"(y)
+                 : "memory");
+}
+
 /* `bytes` (a multiple of 16) of contiguous memory; both addresses 16-byte aligned. */
 __device__ __forceinline__ void bulk_load(uint32_t dst, const void *src, uint32_t bytes,
                                           uint32_t bar)
@@ -132,6 +140,12 @@ template <int N> __device__ __forceinline__ void bulk_wait()
 __device__ __forceinline__ void fence_async()
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* The same for memory of every kind. */
+__device__ __forceinline__ void fence_async_all()
+{
+    asm volatile("fence.proxy.async;" ::: "memory");
 }
 
 /* Barrier `id` (1..15) among `threads` threads. */

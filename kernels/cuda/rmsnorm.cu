@@ -22,6 +22,7 @@ static __global__ void __launch_bounds__(THREADS)
     float4 w[VECTORS][2];
     float sum = 0;
 
+    launch_next();
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) { /* while the kernel before this one still runs */
         int at = (i * THREADS + threadIdx.x) * VECTOR;
@@ -41,7 +42,6 @@ static __global__ void __launch_bounds__(THREADS)
             sum += value * value;
         }
     }
-    launch_next();
     for (int d = 16; d; d /= 2)
         sum += __shfl_xor_sync(~0u, sum, d);
     if (threadIdx.x % 32 == 0)
@@ -67,10 +67,9 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-void cuda_rmsnorm(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
-                  float eps)
+static void rmsnorm(struct cuda_backend *cu, struct tensor out, struct tensor x,
+                    struct tensor weight, float eps)
 {
-    struct cuda_backend *cu = cuda_backend(be);
     int rows = (int)x.shape[0], n = (int)cuda_last_dim(&x);
     int vectors = (n + THREADS * VECTOR - 1) / (THREADS * VECTOR);
     void (*kernel)(bf16 *, const bf16 *, const float *, float, int) =
@@ -85,4 +84,35 @@ void cuda_rmsnorm(struct backend *be, struct tensor out, struct tensor x, struct
         return;
     CUDA_CHECK(cu, launch_early(kernel, dim3(rows), dim3(THREADS), 0, cu->stream, cuda_bf16(&out),
                                 cuda_bf16(&x), cuda_f32(&weight), eps, n));
+}
+
+void cuda_rmsnorm(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
+                  float eps)
+{
+    struct cuda_backend *cu = cuda_backend(be);
+    struct cuda_pending *wait = &cu->pending;
+
+    cuda_settle(cu);
+    if (!gemm_linear_norms((int32_t)x.shape[0], (int32_t)cuda_last_dim(&x), cu->batch_invariant)) {
+        rmsnorm(cu, out, x, weight, eps);
+        return;
+    }
+    wait->norm = 1;
+    wait->h = out;
+    wait->x = x;
+    wait->weight = weight;
+    wait->eps = eps;
+}
+
+void cuda_settle(struct cuda_backend *cu)
+{
+    struct cuda_pending *wait = &cu->pending;
+    int32_t router = wait->router;
+
+    if (!wait->norm)
+        return;
+    wait->norm = wait->router = 0;
+    rmsnorm(cu, wait->h, wait->x, wait->weight, wait->eps);
+    if (router)
+        cuda_router(cu, wait->h, &wait->product);
 }

@@ -193,6 +193,7 @@ void cuda_sample(struct backend *be, struct tensor logits, const uint32_t *masks
     int32_t n = step->logits;
     struct sample_args args = {};
 
+    cuda_settle(cu);
     ASSERT(logits.shape[0] == n && cuda_last_dim(&logits) == cu->vocab_size && !flight->queued);
     flight->results = results;
     flight->n_results = n;

@@ -259,7 +259,7 @@ __device__ sample_best draw_kept(const filter &f, uint64_t end)
                 if (d > farthest || (d > 0 && exp(-d) < min_p))
                     return;
             }
-            float rough = sample_rough_score(logit, token, row);
+            float rough = sample_rough_score(logit, sampling_bits(row.seed, row.step, token), row);
             if (sweep == 0)
                 top = fmaxf(top, rough);
             else if (!(rough < bar))

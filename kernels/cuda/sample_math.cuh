@@ -73,16 +73,15 @@ template <class T, class Op> static __device__ T sample_block(T x, Op op, T *scr
 /* gumbel(bits) to within 1e-4, at a tenth of the cost. With u near 1 the distance to 1 counts. */
 static __device__ __forceinline__ float sample_noise(uint64_t bits)
 {
-    const uint64_t top = (uint64_t)1 << 52;
-    float log_u;
+    const uint32_t high = (uint32_t)(bits >> 20), edge = 1 << 16;
+    float u = ((float)high + 0.5f) * 0x1p-32f, w = ((float)~high + 0.5f) * 0x1p-32f; /* 1 - u */
 
-    if (bits < top / 2) {
-        log_u = -__logf(((float)bits + 0.5f) * 0x1p-52f);
-    } else {
-        float w = ((float)(top - 1 - bits) + 0.5f) * 0x1p-52f; /* 1 - u */
-        log_u = w > 0.0625f ? -__logf(1.0f - w)
-                            : w * (1.0f + w * (0.5f + w * (1.0f / 3 + w * (0.25f + w * 0.2f))));
+    if (high + edge < 2 * edge) { /* the other bits count: u is nearly 0 or 1 */
+        u = ((float)bits + 0.5f) * 0x1p-52f;
+        w = ((float)(((uint64_t)1 << 52) - 1 - bits) + 0.5f) * 0x1p-52f;
     }
+    float log_u = w > 0.0625f ? -__logf(u)
+                              : w * (1.0f + w * (0.5f + w * (1.0f / 3 + w * (0.25f + w * 0.2f))));
     return -__logf(log_u);
 }
 
@@ -144,11 +143,10 @@ static __device__ sample_best sample_best_of_block(sample_best best, sample_best
     return best;
 }
 
-static __device__ __forceinline__ float sample_rough_score(float logit, int32_t token,
+static __device__ __forceinline__ float sample_rough_score(float logit, uint64_t bits,
                                                            const sample_row &row)
 {
-    return __fdividef(logit, row.temperature) +
-           sample_noise(sampling_bits(row.seed, row.step, token));
+    return __fdividef(logit, row.temperature) + sample_noise(bits);
 }
 
 /* What a rough score must reach, when the best is `best`, for the exact one to be perhaps the best.

@@ -85,10 +85,13 @@ __device__ sample_best draw(const float (&l)[EACH], chunk_scratch &s, const samp
 {
     sample_best best = {0, -1};
     float rough[EACH], top = -SAMPLE_INFINITY;
+    uint64_t bits[2];
 
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        rough[i] = sample_rough_score(l[i], first + place(i), row);
+        if (i % 2 == 0)
+            sampling_bits_of_pair(bits, row.seed, row.step, (first + place(i)) / 2);
+        rough[i] = sample_rough_score(l[i], bits[i % 2], row);
         top = fmaxf(top, l[i] > -SAMPLE_INFINITY ? rough[i] : -SAMPLE_INFINITY);
     }
     float bar = sample_rough_bar(sample_block(top, sample_max(), s.floats));

@@ -1,6 +1,7 @@
 /* Steps: what begin puts into the step image, and how finish waits. At most BACKEND_MAX_STEPS
  * are under way, each with page-locked memory of its own (struct cuda_flight). */
 #include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/indexer.cuh"
 
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@ struct step_image step_image_at(char *base, struct step_counts n)
     part(&image.tokens, base, &used, n.rows);
     part(&image.positions, base, &used, n.rows);
     part(&image.cache_slots, base, &used, n.rows);
+    part(&image.row_tables, base, &used, n.rows);
     part(&image.q_starts, base, &used, n.spans);
     part(&image.q_lens, base, &used, n.spans);
     part(&image.kv_lens, base, &used, n.spans);
@@ -101,6 +103,15 @@ static bool is_decode(const struct batch *batch)
     return true;
 }
 
+/* Whether rows attend to chosen tokens: a sequence's last one does when any does. */
+static bool is_sparse(const struct cuda_backend *cu, const struct batch *batch)
+{
+    for (int32_t i = 0; i < batch->n_seqs; i++)
+        if (batch_seqs(batch)[i].kv_len > cuda_index_limit(cu))
+            return true;
+    return false;
+}
+
 /* Tokens, positions and cache slots of a sequence's rows. */
 static void put_rows(struct step_image *image, const struct batch *batch,
                      const struct batch_seq *seq)
@@ -113,6 +124,7 @@ static void put_rows(struct step_image *image, const struct batch *batch,
         image->positions[r] = position;
         image->cache_slots[r] =
             (int64_t)pages[position / KV_PAGE_TOKENS] * KV_PAGE_TOKENS + position % KV_PAGE_TOKENS;
+        image->row_tables[r] = seq->first_page;
     }
 }
 
@@ -157,6 +169,28 @@ static void put_prefill(struct cuda_step *step, const struct batch_seq *seq)
         step->prefill_max_q_len = seq->n_rows;
 }
 
+/* The rows of a sequence by how they attend: prompt tokens in mla_prefill as far as they see all
+ * that is before them, the others in mla_decode. Returns the number of spans so far. */
+static int32_t put_seq(struct cuda_backend *cu, struct step_image *image,
+                       const struct batch_seq *seq, int32_t n_spans)
+{
+    struct cuda_step *step = &cu->step;
+    int32_t limit = cuda_index_limit(cu), first = seq->kv_len - seq->n_rows;
+    int32_t dense = seq->kv_len <= limit ? seq->n_rows : limit > first ? limit - first : 0;
+    struct batch_seq head = *seq, rest = *seq;
+
+    if (seq->absorbed)
+        return put_spans(cu, image, seq, n_spans);
+    step->sparse_prompt |= dense < seq->n_rows;
+    head.n_rows = dense;
+    head.kv_len = first + dense;
+    rest.first_row += dense;
+    rest.n_rows -= dense;
+    if (head.n_rows > 0)
+        put_prefill(step, &head);
+    return put_spans(cu, image, &rest, n_spans);
+}
+
 static void put_logits(struct cuda_backend *cu, struct step_image *image, const struct batch *batch)
 {
     struct cuda_step *step = &cu->step;
@@ -185,6 +219,7 @@ static void put_padding(struct step_image *image, int32_t from, int32_t to)
         image->tokens[i] = 0;
         image->positions[i] = 0;
         image->cache_slots[i] = -1;
+        image->row_tables[i] = 0;
         image->q_starts[i] = i;
         image->q_lens[i] = 1;
         image->kv_lens[i] = 0;
@@ -201,14 +236,12 @@ static size_t put_batch(struct cuda_backend *cu, char *host, const struct batch 
     int32_t n_spans = 0;
 
     step->n_groups = step->n_prefill = step->prefill_max_q_len = 0;
+    step->sparse_prompt = 0;
     *image.n_rows = batch->n_rows;
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const struct batch_seq *seq = &batch_seqs(batch)[s];
         put_rows(&image, batch, seq);
-        if (seq->absorbed)
-            n_spans = put_spans(cu, &image, seq, n_spans);
-        else
-            put_prefill(step, seq);
+        n_spans = put_seq(cu, &image, seq, n_spans);
     }
     ASSERT(n_spans <= counts.spans);
     put_logits(cu, &image, batch);
@@ -228,12 +261,15 @@ int cuda_begin(struct backend *be, const struct batch *batch)
 {
     struct cuda_backend *cu = cuda_backend(be);
     struct cuda_step *step = &cu->step;
-    const struct cuda_graph *graph = is_decode(batch) ? cuda_graph_for(cu, batch->n_rows) : NULL;
+    const struct cuda_graph *graph = NULL;
     struct step_counts counts = {batch->n_rows, most_spans(cu, batch->n_rows, batch->n_seqs),
                                  batch->n_logits, batch->n_pages};
 
     ASSERT(batch->n_rows > 0 && batch->n_rows <= cu->limits.max_rows && !cu->capturing);
     ASSERT(cu->n_flights < BACKEND_MAX_STEPS);
+    step->sparse = is_sparse(cu, batch);
+    if (is_decode(batch))
+        graph = cuda_graph_for(cu, batch->n_rows, step->sparse);
     if (graph)
         counts = {graph->rows, graph->rows, graph->rows, batch->n_pages};
     cu->n_flights++;
@@ -264,6 +300,7 @@ int cuda_finish(struct backend *be, struct error *err)
     struct cuda_flight *flight = &cu->flights[cu->oldest_flight];
 
     ASSERT(cu->n_flights > 0);
+    cuda_settle(cu);
     if (!flight->queued) /* a step without sample */
         cuda_flight_queued(cu, flight);
     CUDA_CHECK(cu, cudaEventSynchronize(flight->done));

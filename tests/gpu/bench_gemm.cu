@@ -279,7 +279,7 @@ static void bench_layer(const model &s, const moe_layer &layer, int m)
     double ms = time_ms(CALLS, [&](cudaStream_t stream, int call) {
         bf16 *at = w.at(call);
         struct gemm_linear_args a = {};
-        a = {x, s.d, m, s.d, 2, 0, {}};
+        a = {x, s.d, m, s.d, 2, 0, {}, nullptr, nullptr, 0};
         a.parts[0] = {at, nullptr, nullptr, y, s.q, s.q, 0};
         a.parts[1] = {
             at + (int64_t)s.q * s.d, nullptr, nullptr, y + (int64_t)m * s.q, s.kv_a, s.kv_a, 0};
@@ -318,7 +318,7 @@ static void bench_layer(const model &s, const moe_layer &layer, int m)
              0};
         bad |= gemm_batched(&b, (gemm_stream)stream);
         at += kv_b;
-        a = {x, heads * s.v, m, (int)heads * s.v, 1, 0, {}};
+        a = {x, heads * s.v, m, (int)heads * s.v, 1, 0, {}, nullptr, nullptr, 0};
         a.parts[0] = {at, nullptr, nullptr, y, s.d, s.d, 0};
         bad |= gemm_linear(&a, (gemm_stream)stream);
         struct gemm_router_args r = {x, (const float *)(at + o), logits, s.d,

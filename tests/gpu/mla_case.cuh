@@ -80,7 +80,7 @@ static __global__ void fill_kv(char *pages, int64_t page_stride, const int *tabl
             } else if (i < latent) {
                 ((__nv_fp8_e4m3 *)row)[i] = __nv_fp8_e4m3(x * 400);
                 if (i % 128 == 0)
-                    ((float *)(row + latent))[i / 128] = exp2f((float)((t + i / 128) % 5) - 11);
+                    ((float *)(row + latent))[i / 128] = exp2f((float)((t + i / 128) % 5) - 13);
             } else {
                 ((__nv_bfloat16 *)(row + latent + latent / 128 * 4))[i - latent] =
                     __float2bfloat16(x);
@@ -237,6 +237,7 @@ struct mla_setup {
         args.seqs.kv_lens = keep(to_device(kv_lens));
         args.seqs.block_tables = keep(to_device(tables));
         args.seqs.table_starts = keep(to_device(starts));
+        args.seqs.table_stride = (int32_t)tables.size();
         args.q = q, args.out = out, args.lse = lse;
         args.heads = c.heads;
         args.softmax_scale = 0.07216878f; /* 192^-0.5 */

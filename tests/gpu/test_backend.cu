@@ -65,9 +65,9 @@ static void test_rmsnorm(pair &p, int64_t rows, int64_t n)
 static void test_route(pair &p, router_config c, bool biased)
 {
     enum { N = 200 };
-    int64_t shape[] = {N, c.top_k};
-    twin logits = twin_random(p, 7, N, c.experts, 2, DTYPE_F32);
-    twin bias = twin_weight(p, 8, WEIGHT_EXACT, {c.experts}, 0.3f);
+    const int64_t shape[] = {N, c.top_k}, choices = c.experts + c.identity;
+    twin logits = twin_random(p, 7, N, choices, 2, DTYPE_F32);
+    twin bias = twin_weight(p, 8, WEIGHT_EXACT, {choices}, 0.3f);
     twin weights = twin_out(p, N, c.top_k, DTYPE_F32), ids;
     int differing = 0;
 
@@ -81,9 +81,45 @@ static void test_route(pair &p, router_config c, bool biased)
         differing += got[i] != ((int32_t *)ids.cpu.data)[i];
     CHECK(differing == 0, "route: %d choices differ", differing);
     printf("route %s, %d of %d, %d groups%s: %d differ, weights %.1e\n",
-           c.scoring == ROUTER_SOFTMAX ? "softmax" : "sigmoid", c.top_k, c.experts, c.groups,
+           c.scoring == ROUTER_SOFTMAX ? "softmax" : "sigmoid", c.top_k, (int)choices, c.groups,
            biased ? ", bias" : "", differing, compare(p, "route weights", weights, 1e-5));
     twin_free(p, {&logits, &bias, &weights, &ids});
+}
+
+/* Identity experts give their input back and take themselves out of ids. */
+static void test_identity_experts(pair &p, int64_t rows, int64_t d)
+{
+    const int32_t experts = 5, k = 4;
+    const int64_t shape[] = {rows, k};
+    twin x = twin_random(p, 1, rows, d), out = twin_random(p, 2, rows, d), ids;
+    twin weights = twin_random(p, 3, rows, k, 0.5f, DTYPE_F32);
+    int differing = 0;
+
+    must(p.cpu->ops->alloc(p.cpu, &ids.cpu, DTYPE_I32, 2, shape, &p.err), p);
+    must(p.gpu->ops->alloc(p.gpu, &ids.gpu, DTYPE_I32, 2, shape, &p.err), p);
+    for (int64_t i = 0; i < rows * k; i++)
+        ((int32_t *)ids.cpu.data)[i] = (int32_t)(i * i % 11) - 1;
+    cudaMemcpy(ids.gpu.data, ids.cpu.data, tensor_bytes(&ids.cpu), cudaMemcpyHostToDevice);
+    p.cpu->ops->identity_experts(p.cpu, out.cpu, x.cpu, ids.cpu, weights.cpu, experts);
+    p.gpu->ops->identity_experts(p.gpu, out.gpu, x.gpu, ids.gpu, weights.gpu, experts);
+    std::vector<int32_t> got(rows * k);
+    p.gpu->ops->download(p.gpu, got.data(), &ids.gpu);
+    for (int64_t i = 0; i < rows * k; i++)
+        differing += got[i] != ((int32_t *)ids.cpu.data)[i] || got[i] >= experts;
+    CHECK(differing == 0, "identity_experts: %d ids differ", differing);
+    printf("identity_experts (%lld, %lld): %d ids differ, %.1e\n", (long long)rows, (long long)d,
+           differing, compare(p, "identity_experts", out, 4e-3));
+    twin_free(p, {&x, &out, &ids, &weights});
+}
+
+static void test_add(pair &p, int64_t rows, int64_t n)
+{
+    twin sum = twin_random(p, 1, rows, n), x = twin_random(p, 2, rows, n);
+
+    p.cpu->ops->add(p.cpu, sum.cpu, x.cpu);
+    p.gpu->ops->add(p.gpu, sum.gpu, x.gpu);
+    printf("add (%lld, %lld): %.1e\n", (long long)rows, (long long)n, compare(p, "add", sum, 4e-3));
+    twin_free(p, {&sum, &x});
 }
 
 static void test_moe(int64_t rows, backend_shapes shapes)
@@ -113,11 +149,19 @@ static void test_moe(int64_t rows, backend_shapes shapes)
     cudaMemcpy(ids.gpu.data, ids.cpu.data, tensor_bytes(&ids.cpu), cudaMemcpyHostToDevice);
     moe_weights cpu = {gate.cpu, up.cpu, down.cpu}, gpu = {gate.gpu, up.gpu, down.gpu};
     ffn_weights cpu_shared = {sg.cpu, su.cpu, sd.cpu}, gpu_shared = {sg.gpu, su.gpu, sd.gpu};
-    p.cpu->ops->moe(p.cpu, out.cpu, x.cpu, ids.cpu, weights.cpu, &cpu, s ? &cpu_shared : NULL);
-    p.gpu->ops->moe(p.gpu, out.gpu, x.gpu, ids.gpu, weights.gpu, &gpu, s ? &gpu_shared : NULL);
-    printf("moe %lld rows, %d of %d, d %lld, i %lld, shared %lld: %.1e\n", (long long)rows, k,
-           experts, (long long)d, (long long)i, (long long)s, compare(p, "moe", out, 8e-3));
-    twin_free(p, {&gate, &up, &down, &x, &out, &ids, &weights});
+    twin alone = twin_out(p, rows, d);
+    for (backend *be : {p.cpu, p.gpu}) {
+        bool g = be == p.gpu;
+        ffn_weights *shared = s == 0 ? NULL : g ? &gpu_shared : &cpu_shared;
+        tensor in = g ? x.gpu : x.cpu, sum = g ? out.gpu : out.cpu, to = g ? alone.gpu : alone.cpu;
+        tensor chosen = g ? ids.gpu : ids.cpu, w = g ? weights.gpu : weights.cpu;
+        be->ops->moe(be, to, none, in, chosen, w, g ? &gpu : &cpu, shared);
+        be->ops->moe(be, sum, sum, in, chosen, w, g ? &gpu : &cpu, shared);
+    }
+    printf("moe %lld rows, %d of %d, d %lld, i %lld, shared %lld: %.1e, added %.1e\n",
+           (long long)rows, k, experts, (long long)d, (long long)i, (long long)s,
+           compare(p, "moe", alone, 8e-3), compare(p, "moe added", out, 8e-3));
+    twin_free(p, {&gate, &up, &down, &x, &out, &alone, &ids, &weights});
     twin_free(p, {&sg, &su, &sd});
     pair_close(&p);
 }
@@ -152,6 +196,32 @@ static void test_embed_and_gather(pair &p)
     }
     printf("embed %.1e, gather %.1e\n", compare(p, "embed", x, 0), compare(p, "gather", last, 0));
     twin_free(p, {&table, &x, &last});
+    free(b);
+}
+
+/* Positions 0, 5 .. 7 and 37: times 0, 1 and 9. */
+static void test_scale_by_position(pair &p)
+{
+    enum { N = 192 };
+    batch *b = new_batch();
+    int32_t tokens[3] = {}, page = 0;
+    batch_seq first = {}, three = {}, late = {};
+    twin x = twin_random(p, 1, 5, N);
+
+    first.n_rows = first.kv_len = 1;
+    three.n_rows = 3;
+    three.kv_len = 8;
+    late.n_rows = 1;
+    late.kv_len = 38;
+    for (batch_seq seq : {first, three, late})
+        batch_add(b, seq, tokens, &page, 0);
+    for (backend *be : {p.cpu, p.gpu}) {
+        be->ops->begin(be, b);
+        be->ops->scale_by_position(be, be == p.gpu ? x.gpu : x.cpu, 0.1f, 4);
+        must(be->ops->finish(be, &p.err), p);
+    }
+    printf("scale_by_position %.1e\n", compare(p, "scale_by_position", x, 4e-3));
+    twin_free(p, {&x});
     free(b);
 }
 
@@ -279,17 +349,26 @@ int main(void)
     for (int64_t n : {32, 512, 1536, 2048, 7168})
         test_rmsnorm(p, 37, n);
     test_embed_and_gather(p);
-    test_route(p, {ROUTER_SOFTMAX, 64, 6, 1, 1, 0, 1}, false);
-    test_route(p, {ROUTER_SIGMOID, 256, 8, 8, 4, 1, 2.5f}, true);
-    test_route(p, {ROUTER_SIGMOID, 384, 8, 1, 1, 1, 2.8f}, true);
-    test_route(p, {ROUTER_SOFTMAX, 160, 6, 8, 3, 0, 16}, false);
-    test_route(p, {ROUTER_SOFTMAX, 6, 3, 1, 1, 1, 1}, false);
-    test_route(p, {ROUTER_SIGMOID, 12, 3, 4, 2, 1, 1}, true);
+    test_route(p, {ROUTER_SOFTMAX, 64, 6, 1, 1, 0, 1, 0}, false);
+    test_route(p, {ROUTER_SIGMOID, 256, 8, 8, 4, 1, 2.5f, 0}, true);
+    test_route(p, {ROUTER_SIGMOID, 384, 8, 1, 1, 1, 2.8f, 0}, true);
+    test_route(p, {ROUTER_SOFTMAX, 160, 6, 8, 3, 0, 16, 0}, false);
+    test_route(p, {ROUTER_SOFTMAX, 6, 3, 1, 1, 1, 1, 0}, false);
+    test_route(p, {ROUTER_SIGMOID, 12, 3, 4, 2, 1, 1, 0}, true);
+    test_route(p, {ROUTER_SOFTMAX, 512, 12, 1, 1, 0, 6, 256}, true);
+    test_route(p, {ROUTER_SOFTMAX, 8, 3, 1, 1, 0, 6, 4}, true);
+    test_identity_experts(p, 37, 6144);
+    test_identity_experts(p, 3, 48);
+    test_add(p, 37, 7168);
+    test_add(p, 1, 48);
+    test_scale_by_position(p);
     pair_close(&p);
 
     backend_shapes lite = {
-        2048, {16, 512, 128, 64, 128, 1}, {ROUTER_SOFTMAX, 16, 6, 1, 1, 0, 1}, 1408, 2816};
-    backend_shapes tiny = {32, {2, 32, 16, 16, 16, 1}, {ROUTER_SOFTMAX, 6, 3, 1, 1, 0, 1}, 16, 32};
+        2048, {16, 512, 128, 64, 128, 1}, {ROUTER_SOFTMAX, 16, 6, 1, 1, 0, 1, 0}, 1408, 2816, {},
+        0};
+    backend_shapes tiny = {
+        32, {2, 32, 16, 16, 16, 1}, {ROUTER_SOFTMAX, 6, 3, 1, 1, 0, 1, 0}, 16, 32, {}, 0};
     test_moe(1, lite);
     test_moe(33, lite);
     test_moe(300, lite);
@@ -304,6 +383,8 @@ int main(void)
     test_attention({3, 32, 32, 16, 32, 0.2f}, 1, DTYPE_BF16);
     test_attention({4, 64, 32, 16, 16, 0.2f}, 0, DTYPE_BF16);
     test_attention({2, 32, 16, 32, 16, 0.2f}, 1, DTYPE_BF16);
+    test_attention({40, 256, 64, 32, 64, 0.1f}, 1, DTYPE_BF16);  /* MiniCPM3 */
+    test_attention({32, 256, 64, 64, 128, 0.1f}, 0, DTYPE_BF16); /* Mistral Small 4 */
     printf(pair_failures ? "%d FAILED\n" : "all as on the CPU\n", pair_failures);
     return pair_failures != 0;
 }

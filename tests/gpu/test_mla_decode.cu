@@ -1,9 +1,11 @@
 /* mla_decode against a float reference, over the grid of the peer's own test (see kernels.md's
  * tolerances) and the cases its users asked for. Every kernel that serves a case is tried.
  *
- *   test_mla_decode [quick]   quick: a handful of small cases, for compute-sanitizer
+ *   test_mla_decode [quick|few] [seed]   quick: a handful of small cases, for compute-sanitizer;
+ *                                        few: the kernels for few query rows alone
  */
-#include "kernels/cuda/mla_internal.h"
+#include "kernels/cuda/mla_few.h"
+#include "kernels/cuda/mla_small.h"
 #include "tests/gpu/mla_case.cuh"
 
 #include <string.h>
@@ -15,6 +17,17 @@ typedef int (*launch_fn)(const struct mla_decode_args *, cudaStream_t);
 static int decode(const struct mla_decode_args *args, cudaStream_t stream)
 {
     return mla_decode(args, stream);
+}
+
+/* The kernels for few query rows, with clusters of C blocks; 0: as they choose. */
+template <int C> static int decode_few(const struct mla_decode_args *args, cudaStream_t stream)
+{
+    return mla_few::launch(args, C, stream);
+}
+
+template <int C> static int decode_small(const struct mla_decode_args *args, cudaStream_t stream)
+{
+    return mla_small::launch(args, C, stream);
 }
 
 /* Element by element within 8e-4 absolute or 2.01/128 relative, cosine distance below 5e-6; lse
@@ -95,32 +108,78 @@ static void check(const char *kernel, launch_fn launch, const mla_case &c, uint6
 }
 
 /* A sequence's bits are the same alone and inside a batch. */
-static void check_invariant(bool fp8, int heads)
+static void check_invariant(const char *kernel, launch_fn launch, bool fp8, int heads, int q_len)
 {
-    mla_case c = {24, 1, 3000, heads, true, true, fp8, true, 0, 0};
-    mla_setup s(c, 77);
+    mla_case c = {24, q_len, 9000, heads, true, true, fp8, true, 0, 0};
+    mla_setup s(c, 77 + heads);
     size_t row = (size_t)heads * 512;
-    std::vector<uint16_t> all(s.query_rows * row), one(row);
+    std::vector<uint16_t> all(s.query_rows * row), one(s.query_rows * row);
+    bool same = launch(&s.args, 0) == MLA_OK;
 
-    if (mla_decode(&s.args, 0) != MLA_OK)
-        failed++;
     CHECK_CUDA(cudaMemcpy(all.data(), s.args.out, all.size() * 2, cudaMemcpyDeviceToHost));
-    bool same = true;
+    s.poison();
     for (int i = 0; i < c.batch; i++) {
         mla_decode_args a = s.args;
         a.seqs.n_seqs = 1;
         a.seqs.q_starts += i, a.seqs.q_lens += i, a.seqs.kv_lens += i, a.seqs.table_starts += i;
-        s.poison();
-        if (mla_decode(&a, 0) != MLA_OK)
-            failed++;
-        CHECK_CUDA(cudaMemcpy(one.data(), (char *)s.args.out + i * row * 2, row * 2,
-                              cudaMemcpyDeviceToHost));
-        same = same && !memcmp(one.data(), all.data() + i * row, row * 2);
+        same = launch(&a, 0) == MLA_OK && same;
     }
+    CHECK_CUDA(cudaMemcpy(one.data(), s.args.out, one.size() * 2, cudaMemcpyDeviceToHost));
+    same = same && one == all;
     same ? passed++ : failed++;
     if (!same)
-        printf("FAIL batch-invariant mode: H %d fp8 %d: a sequence's bits depend on the batch\n",
-               heads, fp8);
+        printf(
+            "FAIL batch-invariant mode: %s H %d q_len %d fp8 %d: a sequence's bits depend on the "
+            "batch\n",
+            kernel, heads, q_len, fp8);
+}
+
+/* A kernel for few query rows with clusters of one size: whole and cut sequences, one and several
+ * row tiles, every latent and rope size. */
+static void check_cluster(const char *kernel, launch_fn launch, int cluster, bool quick,
+                          uint64_t seed)
+{
+    char name[32];
+
+    sprintf(name, "%s, cluster %d", kernel, cluster);
+    for (int fp8 = 0; fp8 < 2; fp8++) {
+        auto go = [&](int b, int q, int kv, int h, bool varlen, bool causal, int latent, int rope) {
+            if (latent != 256 || cluster <= 4)
+                check(name, launch, {b, q, kv, h, varlen, causal, (bool)fp8, false, latent, rope},
+                      seed++);
+        };
+        for (int h : {5, 16, 32}) {
+            go(2, 1, 900, h, true, true, 0, 0);
+            if (quick)
+                continue;
+            go(1, 1, 20, h, false, true, 0, 0);
+            go(1, 1, 64, h, false, true, 0, 0);
+            go(3, 1, 1024, h, false, true, 0, 0);
+            go(9, 3, 700, h, true, true, 0, 0);
+            go(40, 2, 1500, h, true, false, 0, 0);
+            go(1, 1, 30000, h, false, true, 0, 0);
+            go(300, 1, 300, h, true, true, 0, 0);
+            for (int rope : {32, 64})
+                go(7, 2, 2000, h, true, true, 256, rope);
+        }
+    }
+}
+
+static void check_clusters(bool quick, uint64_t seed)
+{
+    static const struct {
+        const char *kernel;
+        launch_fn launch;
+        int cluster;
+    } kernels[] = {
+        {"few", decode_few<0>, 0},     {"few", decode_few<1>, 1},     {"few", decode_few<2>, 2},
+        {"few", decode_few<3>, 3},     {"few", decode_few<4>, 4},     {"few", decode_few<6>, 6},
+        {"few", decode_few<8>, 8},     {"few", decode_few<16>, 16},   {"small", decode_small<0>, 0},
+        {"small", decode_small<1>, 1}, {"small", decode_small<2>, 2}, {"small", decode_small<4>, 4},
+        {"small", decode_small<8>, 8}};
+
+    for (auto &k : kernels)
+        check_cluster(k.kernel, k.launch, k.cluster, quick, seed += 1000);
 }
 
 /* Lengths change between replays of one captured graph. */
@@ -158,11 +217,21 @@ static void check_graph(int heads)
 
 int main(int argc, char **argv)
 {
-    bool quick = argc > 1 && !strcmp(argv[1], "quick");
+    bool quick = argc > 1 && !strcmp(argv[1], "quick"), few = argc > 1 && !strcmp(argv[1], "few");
     static const int batches[] = {1, 2, 6, 64}, q_lens[] = {1, 2, 4}, kv_lens[] = {20, 140, 4096},
                      heads[] = {1, 3, 9, 16, 63, 64, 126, 128};
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
 
+    check_clusters(quick, seed);
+    for (int fp8 = 0; fp8 < 2 && !quick; fp8++)
+        for (int q : {1, 2}) {
+            for (int h : {5, 16})
+                check_invariant("few", decode_few<0>, fp8, h, q);
+            for (int h : {5, 16, 32})
+                check_invariant("small", decode_small<0>, fp8, h, q);
+        }
+    if (few)
+        goto out;
     for (int fp8 = 0; fp8 < 2; fp8++) {
         for (int h : {3, 16, 64, 128}) {
             check("baseline", mla_baseline_launch,
@@ -195,8 +264,8 @@ int main(int argc, char **argv)
             check("decode", decode, {40, 8, 1500, h, true, true, (bool)fp8, false, 0, 0}, seed++);
             check("decode", decode, {7, 3, 9000, h, true, true, (bool)fp8, true, 0, 0}, seed++);
         }
-        for (int h : {16, 64, 128})
-            check_invariant(fp8, h);
+        for (int h : {16, 32, 64, 128})
+            check_invariant("decode", decode, fp8, h, 1);
         for (int rope : {32, 64})
             for (int h : {16, 64})
                 check("decode", decode, {5, 2, 1000, h, true, true, (bool)fp8, false, 256, rope},

@@ -27,8 +27,14 @@ static const double MAX_NOISE = 0.03, MAX_NOISE_FP8 = 0.1; /* of the logits' dev
 static const double REROUTED = 4;                          /* times the median row's noise */
 static const double MAX_REROUTED = 0.15;                   /* of the rows */
 
+/* Where rows attend to chosen tokens, nearly each has one whose choice was in doubt, which weighs
+ * much in a tiny model: of those is asked only that most tokens agree. test_indexer.cu has the
+ * choice and the attention exactly. */
+static const double MAX_NOISE_CHOSEN = 0.2, MAX_REROUTED_CHOSEN = 0.35, MAX_OTHER_CHOSEN = 0.4;
+
 static int failures;
 static enum dtype kv_dtype = DTYPE_BF16;
+static bool chosen; /* the model at hand has an indexer, and contexts longer than it chooses */
 
 struct expected {
     int32_t tokens[MAX_TOKENS]; /* prompt, then the greedy continuation */
@@ -173,14 +179,17 @@ static int by_size(const void *a, const void *b)
 static double check_noise(double *rows, int32_t n, const char *name, const char *what)
 {
     double median, limit = kv_dtype == DTYPE_BF16 ? MAX_NOISE : MAX_NOISE_FP8;
+    double most = chosen ? MAX_REROUTED_CHOSEN : MAX_REROUTED;
     int32_t rerouted = 0;
+
+    limit = chosen ? MAX_NOISE_CHOSEN : limit;
 
     qsort(rows, (size_t)n, sizeof(*rows), by_size);
     median = rows[(n - 1) / 2];
     for (int32_t i = 0; i < n; i++)
         rerouted += rows[i] > REROUTED * median;
     printf(", %s %.1e (worst %.1e)", what, median, rows[n - 1]);
-    if (!(median <= limit) || rerouted > MAX_REROUTED * n + 1) {
+    if (!(median <= limit) || rerouted > most * n + 1) {
         failures++;
         printf("\n%s, %s: the median row is off by %.3g, %d of %d by far more\n", name, what,
                median, rerouted, n);
@@ -239,7 +248,11 @@ static double check_forced(struct runner *gpu, struct runner *cpu, const struct 
     }
     double median = check_noise(sorted, n, name, "decoding");
     printf("; %d of %d forced tokens agree", n - differing, n);
-    for (int32_t i = 0; i < n; i++) {
+    if (chosen && differing > MAX_OTHER_CHOSEN * n) {
+        failures++;
+        printf("\n%s: too few agree\n", name);
+    }
+    for (int32_t i = 0; i < n && !chosen; i++) {
         if (margin[i] <= MARGIN * median || noise[i] > REROUTED * median)
             continue;
         failures++;
@@ -301,7 +314,7 @@ static void check_free(struct runner *r, struct runner *cpu, const struct expect
         while (i < e->n_greedy && drawn[s][i] == e->tokens[e->n_prompt + i])
             i++;
         same = i < same ? i : same;
-        if (i == e->n_greedy)
+        if (i == e->n_greedy || chosen)
             continue;
         /* Where it leaves the reference, the reference must have been in doubt. */
         run(r, e->tokens, 0, e->n_prompt, false);
@@ -320,43 +333,86 @@ static void check_free(struct runner *r, struct runner *cpu, const struct expect
     printf("; %d x %d tokens equal", n_seqs, same);
 }
 
+/* The same sequence again, in pages that held another's tokens meanwhile, gives the same bits. */
+static void check_again(struct runner *r, const struct expected *e, const char *name)
+{
+    int32_t vocab = r->config.vocab_size, n = e->n_prompt + e->n_greedy;
+    size_t bytes = (size_t)vocab * sizeof(float);
+    int32_t *others = mem_zalloc((size_t)n, sizeof(*others));
+    float *first = mem_zalloc((size_t)vocab, sizeof(*first));
+
+    for (int32_t i = 0; i < n; i++)
+        others[i] = e->tokens[n - 1 - i];
+    for (int time = 0; time < 2; time++) {
+        if (time == 1)
+            run(r, others, 0, n < MAX_ROWS ? n : MAX_ROWS, false);
+        run(r, e->tokens, 0, e->n_prompt, false);
+        for (int32_t t = e->n_prompt; t < n; t++)
+            run(r, e->tokens, t, t + 1, true);
+        if (time == 0)
+            memcpy(first, r->logits, bytes);
+    }
+    if (memcmp(first, r->logits, bytes) != 0) {
+        failures++;
+        printf("\n%s: not the same bits again\n", name);
+    }
+    free(others);
+    free(first);
+}
+
 static void check_checkpoint(const char *checkpoint, const char *vectors)
 {
     struct runner gpu = open_model(checkpoint, true);
     struct runner cpu = open_model(checkpoint, false);
     struct expected e = read_expected(vectors);
 
+    chosen = gpu.config.index.top_k > 0 && gpu.config.index.top_k < e.n_prompt + e.n_greedy;
     check_prompt(&gpu, &e, vectors);
     double noise = check_forced(&gpu, &cpu, &e, vectors);
     check_free(&gpu, &cpu, &e, 1, noise, vectors);
     check_free(&gpu, &cpu, &e, 3, noise, vectors);
     check_free(&gpu, &cpu, &e, SEQS, noise, vectors);
+    check_again(&gpu, &e, vectors);
     printf("\n");
     free(e.logits);
     close_model(&gpu);
     close_model(&cpu);
 }
 
-/* With an argument, the demo model alone (for slow tools). */
+static void check_tiny(const char *name)
+{
+    char *dir = path_join("tests/vectors/tiny", name);
+
+    check_checkpoint(dir, dir);
+    free(dir);
+}
+
+/* With arguments, these tiny models alone; "demo" is the demo model alone (for slow tools). */
 int main(int argc, char **argv)
 {
     static const char *const tiny[] = {
-        "v2_lite", "v2_group_yarn_bf16", "v2_all_moe",    "v3_group_yarn", "v3_moonlight_f16",
-        "v3_fp8",  "v3_bias_tied",       "v3_dense_long", "v3_yarn_ratio",
+        "v2_lite",       "v2_group_yarn_bf16", "v2_all_moe",
+        "v3_group_yarn", "v3_moonlight_f16",   "v3_fp8",
+        "v3_bias_tied",  "v3_dense_long",      "v3_yarn_ratio",
+        "mistral4",      "mistral4_fp8",       "mistral_large_3",
+        "minicpm3",      "minicpm3_scaled",    "longcat_flash",
+        "axk1",          "axk1_deep",          "longcat_flash_wide",
+        "sarvam_mla",    "kimi_k25",           "sarvam_mla_one_group",
+        "v32",           "glm_moe_dsa",        "glm_moe_dsa_short",
     };
+    bool demo = argc > 1 && strcmp(argv[1], "demo") == 0;
 
-    (void)argv;
     setvbuf(stdout, NULL, _IOLBF, 0);
-    check_checkpoint("model/demo", "tests/vectors/demo");
+    for (int i = 1; i < argc && !demo; i++)
+        check_tiny(argv[i]);
+    if (argc == 1 || demo)
+        check_checkpoint("model/demo", "tests/vectors/demo");
     kv_dtype = DTYPE_F8_E4M3;
     if (argc == 1)
         check_checkpoint("model/demo", "tests/vectors/demo");
     kv_dtype = DTYPE_BF16;
-    for (size_t i = 0; argc == 1 && i < sizeof(tiny) / sizeof(tiny[0]); i++) {
-        char *dir = path_join("tests/vectors/tiny", tiny[i]);
-        check_checkpoint(dir, dir);
-        free(dir);
-    }
+    for (size_t i = 0; argc == 1 && i < sizeof(tiny) / sizeof(tiny[0]); i++)
+        check_tiny(tiny[i]);
     printf(failures ? "%d FAILED\n" : "all within the noise\n", failures);
     return failures != 0;
 }

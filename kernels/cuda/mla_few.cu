@@ -1,0 +1,212 @@
+/* Launches the decode kernel for up to 16 query rows a tile: picks the cluster, lays out the
+ * workspace, describes the cache to the copy engine. */
+#include "kernels/cuda/mla_few.h"
+
+#include <math.h>
+
+namespace mla_few
+{
+
+enum { MAX_DEVICES = 64 };
+
+/* Blocks that may share a sequence, as merging's room has it (16: units of latent 512). */
+static const int CLUSTERS[] = {1, 2, 3, 4, 6, 8, 16};
+
+enum { SIZES = sizeof(CLUSTERS) / sizeof(CLUSTERS[0]) };
+
+enum { LEAST_PAGES = 2 /* of a block: one page each would cost more in merging than it saves */ };
+
+static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const variant &v,
+                      int cluster, int blocks, cudaStream_t stream)
+{
+    attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attrs[0].val.programmaticStreamSerializationAllowed = 1;
+    attrs[1].id = cudaLaunchAttributeClusterDimension;
+    attrs[1].val.clusterDim.x = (unsigned)cluster;
+    attrs[1].val.clusterDim.y = attrs[1].val.clusterDim.z = 1;
+    c->gridDim = dim3((unsigned)blocks);
+    c->blockDim = dim3((unsigned)v.threads);
+    c->dynamicSmemBytes = v.shared_bytes;
+    c->stream = stream;
+    c->attrs = attrs;
+    c->numAttrs = cluster > 1 ? 2 : 1;
+}
+
+/* Clusters of CLUSTERS[size] blocks that run at once; looked up once for each device, kernel and
+ * size. 0 when the device refuses. */
+static int workers_of(const variant &v, int size, int kernel_id)
+{
+    static int known[MAX_DEVICES][8][SIZES]; /* plus 1 */
+    int id, n = 0, cluster = CLUSTERS[size];
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attrs[2] = {};
+
+    if (cudaGetDevice(&id) != cudaSuccess || id >= MAX_DEVICES)
+        return 0;
+    if (known[id][kernel_id][size])
+        return known[id][kernel_id][size] - 1;
+    if (cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)v.shared_bytes) != cudaSuccess ||
+        cudaFuncSetAttribute(v.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+            cudaSuccess)
+        return 0;
+    configure(&config, attrs, v, cluster, cluster, 0);
+    config.attrs++, config.numAttrs--;
+    if (cluster == 1) {
+        const struct mla_device *device = mla_device();
+        n = device ? device->sms : 0;
+    } else if (cudaOccupancyMaxActiveClusters(&n, v.kernel, &config) != cudaSuccess) {
+        cudaGetLastError();
+        n = 0;
+    }
+    known[id][kernel_id][size] = n + 1;
+    return n;
+}
+
+/* Merging's room for a round is for two units more than there are; every block owns one. */
+static int fits(int cluster, int latent_dim)
+{
+    int units = latent_dim / 32;
+
+    return cluster <= units && cluster * ((units + cluster - 1) / cluster) <= units + 2;
+}
+
+/* Blocks that share an item: the more the better as long as there is a cluster for each item, since
+ * what is merged within a cluster need not go through memory. In batch-invariant mode always the
+ * same. An index of CLUSTERS. */
+static int cluster_size(const struct mla_decode_args *a, const variant &v, int id, int n_items)
+{
+    int most = 0;
+
+    for (int i = SIZES - 1; i > 0; i--) {
+        if (!fits(CLUSTERS[i], a->cache.latent_dim))
+            continue;
+        if (a->batch_invariant ? CLUSTERS[i] <= 8 : workers_of(v, i, id) >= n_items) {
+            most = i;
+            break;
+        }
+    }
+    return most;
+}
+
+/* The workspace: counters, always in the same place since they stay zero between calls of different
+ * shapes; then stats and partial results of as many slots as a call may use. */
+struct layout {
+    size_t stats, partials, bytes;
+};
+
+static layout lay_out(int sms, int n_seqs, int64_t rows, int latent_dim, int invariant)
+{
+    size_t max_items = (size_t)(rows / ROWS + n_seqs);
+    size_t slots = invariant ? max_items * MAX_PIECES : 2 * (size_t)sms + 2;
+    layout w;
+
+    w.stats = MAX_ITEMS * MAX_CLUSTER * sizeof(uint32_t);
+    w.partials = w.stats + (slots * MAX_CLUSTER * ROWS * sizeof(float2) + 255) / 256 * 256;
+    w.bytes = w.partials + slots * ROWS * latent_dim * sizeof(float);
+    return w;
+}
+
+static int map_cache(params *p, const struct mla_cache *c)
+{
+    uint64_t width = (uint64_t)(c->latent_dim + c->rope_dim);
+    uint64_t sizes[3] = {width, MLA_PAGE_TOKENS, (uint64_t)c->n_pages};
+    uint64_t strides[2] = {2 * width, (uint64_t)c->page_stride};
+    uint32_t box[3] = {64, UNIT, 1};
+    uint64_t page_sizes[4] = {64, MLA_PAGE_TOKENS, width / 64, (uint64_t)c->n_pages};
+    uint64_t page_strides[3] = {2 * width, 128, (uint64_t)c->page_stride};
+    uint32_t page_box[4] = {64, MLA_PAGE_TOKENS, (uint32_t)width / 64, 1};
+
+    p->ragged = width % 64 != 0;
+    if (!p->ragged && mla_tensor_map(&p->page, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, c->pages,
+                                     page_sizes, page_strides, page_box) < 0)
+        return -1;
+    return mla_tensor_map(&p->half, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, c->pages, sizes, strides,
+                          box);
+}
+
+static variant find_variant(const struct mla_decode_args *a, int *id)
+{
+    bool fp8 = a->cache.format == MLA_KV_FP8;
+
+    *id = fp8 + 2 * (a->cache.latent_dim == 256) + 4 * (a->cache.rope_dim == 32);
+    return (fp8 ? find_fp8 : find_bf16)(a->cache.latent_dim, a->cache.rope_dim);
+}
+
+/* The workspace and what of the arguments the kernel sees; 0, or MLA_INVALID when there is too
+ * little room. */
+static int set_params(params *p, const struct mla_decode_args *a, int sms)
+{
+    layout w = lay_out(sms, a->seqs.n_seqs, (int64_t)a->seqs.query_rows * a->heads,
+                       a->cache.latent_dim, a->batch_invariant);
+
+    if (!a->workspace || a->workspace_bytes < w.bytes)
+        return MLA_INVALID;
+    p->seqs = a->seqs;
+    p->pages = (const uint8_t *)a->cache.pages;
+    p->page_stride = a->cache.page_stride;
+    p->q = (const __nv_bfloat16 *)a->q;
+    p->out = (__nv_bfloat16 *)a->out;
+    p->lse = a->lse;
+    p->heads = a->heads;
+    p->scale_log2 = a->softmax_scale * (float)M_LOG2E;
+    p->causal = a->causal;
+    p->invariant = a->batch_invariant;
+    p->least_pages = LEAST_PAGES;
+    p->page_cost = a->cache.format == MLA_KV_FP8 ? 4 : 3;
+    p->counters = (uint32_t *)a->workspace;
+    p->stats = (float2 *)((uint8_t *)a->workspace + w.stats);
+    p->partials = (float4 *)((uint8_t *)a->workspace + w.partials);
+    return 0;
+}
+
+int launch(const struct mla_decode_args *a, int cluster, cudaStream_t stream)
+{
+    const struct mla_device *device = mla_device();
+    int tiles = (a->seqs.max_q_len * a->heads + ROWS - 1) / ROWS, id, size = 0;
+    int n_items = a->seqs.n_seqs * tiles;
+    variant v = find_variant(a, &id);
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attrs[2] = {};
+    params p = {};
+
+    if (!device || !v.kernel || (a->batch_invariant && n_items > MAX_ITEMS))
+        return MLA_UNSUPPORTED;
+    while (cluster > 0 && size < SIZES && CLUSTERS[size] != cluster)
+        size++;
+    if (size == SIZES || (cluster > 0 && !fits(cluster, a->cache.latent_dim)))
+        return MLA_INVALID;
+    if (cluster == 0)
+        size = cluster_size(a, v, id, n_items), cluster = CLUSTERS[size];
+    p.workers = workers_of(v, size, id);
+    if (p.workers <= 0 || (a->cache.format == MLA_KV_BF16 && map_cache(&p, &a->cache) < 0))
+        return MLA_CUDA;
+    int status = set_params(&p, a, device->sms);
+    if (status < 0)
+        return status;
+    configure(&config, attrs, v, cluster, p.workers * cluster, stream);
+    return cudaLaunchKernelEx(&config, v.kernel, (const params)p) == cudaSuccess ? MLA_OK
+                                                                                 : MLA_CUDA;
+}
+
+} // namespace mla_few
+
+using namespace mla_few;
+
+int mla_few_serves(const struct mla_decode_args *a)
+{
+    int id;
+
+    return find_variant(a, &id).kernel != NULL;
+}
+
+size_t mla_few_workspace(int sms, int32_t n_seqs, int32_t query_rows, int32_t heads,
+                         int32_t latent_dim, int invariant)
+{
+    return lay_out(sms, n_seqs, (int64_t)query_rows * heads, latent_dim, invariant).bytes;
+}
+
+int mla_few_launch(const struct mla_decode_args *args, cudaStream_t stream)
+{
+    return launch(args, 0, stream);
+}

@@ -1,0 +1,580 @@
+/* The decode kernel for up to 16 query rows a tile (N), where the cache's bytes, or the steps of a
+ * short call one after the other, are all that counts. It has one warp that plans and clusters of
+ * any size to 16 where mla_small.cuh has neither; and its own way with the FP8 cache. See README.md
+ * beside this file for what was tried and measured.
+ *
+ * The products have the cache on the left, so that nothing is padded to 64 query rows:
+ *   S^T (64 tokens x N) = K (64 x 576) Q^T       K: a tile as it lies, Q^T: the query rows
+ *   O^T (512 x N)      += V^T (512 x 64) P^T     V^T: the same tile with M contiguous
+ * Tokens run down the accumulators' rows, query rows across their columns: a thread has the same
+ * columns of S^T and O^T, so the maximum and sum of a query row are kept where they are needed.
+ *
+ * Roles of a block, one to each multiprocessor:
+ *   warps 0-7  two groups of four: each has the scores' sum over half of the row (the halves are
+ *              added through shared memory), then the same probabilities, then half of the output
+ *   warp 8     plans (mla_few_work.cuh), and brings the cache, by TMA, STAGES tiles ahead
+ *
+ * Barriers (full: the data is there; empty: its readers are done): a pair for each tile and for
+ * each of two pieces of work. Merging is in mla_few_merge.cuh, the FP8 cache in mla_few_fp8.cuh. */
+#pragma once
+
+#include "kernels/cuda/mla_few_work.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+#include <math.h>
+
+namespace mla_few
+{
+
+template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
+    static constexpr int N = N_, LATENT = LATENT_, ROPE = ROPE_;
+    static constexpr bool FP8 = FORMAT == MLA_KV_FP8;
+    static constexpr int BOXES = (LATENT + ROPE + 63) / 64; /* of 64 columns: 128 bytes a row */
+    static constexpr int BLOCKS = LATENT / 64;              /* of O^T's rows */
+    static constexpr int MINE = BLOCKS / 2;                 /* those of a group of four warps */
+    static constexpr int COLUMNS = N / 4;                   /* of a thread: see column() */
+    static constexpr int ROUNDS = N / 16;                   /* of 16 columns: merging's step */
+    static constexpr int UNITS = 2 * BLOCKS;    /* of merging in a round: 64 rows x 8 columns */
+    static constexpr int GROUPS = LATENT / 256; /* FP8: scales of a token in half a row */
+
+    /* A row as it stands in the cache, and in shared memory, where FP8 needs the rope part and the
+     * rows at multiples of 16. */
+    static constexpr int ROW_BYTES = FP8 ? LATENT + LATENT / 32 + 2 * ROPE : 2 * (LATENT + ROPE);
+    static constexpr int ROPE_FROM = LATENT + LATENT / 32, ROPE_AT = (ROPE_FROM + 15) / 16 * 16;
+    static constexpr int RAW_ROW = FP8 ? ROPE_AT + 2 * ROPE : ROW_BYTES;
+    static constexpr int STAGE_BYTES = FP8 ? TILE * RAW_ROW : BOXES * TILE * 128;
+    static constexpr int Q_BYTES = BOXES * N * 128;
+    static constexpr int Q_STAGES = N == 16 && !FP8 ? 2 : 1;
+    static constexpr int P_TILES = FP8 ? GROUPS : 1;
+    static constexpr int REST = Q_STAGES * Q_BYTES + 2 * P_TILES * N * 128 + 1024 * N +
+                                ROUNDS * MAX_CLUSTER * 16 * 8 + 8 * N * 4 + 1024;
+    static constexpr int FIT = (232448 - REST) / STAGE_BYTES, STAGES = FIT < 4 ? FIT : 4;
+
+    /* Merging's room for a round, and the stages that it takes. */
+    static constexpr int ROUND_BYTES = (UNITS + 2) * 2048;
+    static constexpr int ROOMS = ROUNDS * ROUND_BYTES <= STAGE_BYTES ? 1 : ROUNDS;
+    static_assert(STAGES > ROOMS, "a stage besides merging's");
+};
+
+enum {
+    GROUP_THREADS = 128, /* a group of four warps */
+    MATH_THREADS = 256,
+    THREADS = MATH_THREADS + 32,
+    MATH_BARRIER = 1,
+    GROUP_BARRIER = 2, /* and 3 */
+};
+
+/* Shared memory of 512 + 64, of 232,448 bytes:
+ *             bf16      FP8
+ *   tiles   147,456  167,936
+ *   q        36,864   18,432
+ *   p         4,096    8,192
+ *   sums     16,384   16,384
+ *   stats     2,048    2,048
+ *   the rest under 2 KB */
+template <class S> struct shared {
+    alignas(1024) uint8_t tiles[S::STAGES][S::STAGE_BYTES];
+    alignas(1024) uint8_t q[S::Q_STAGES][S::Q_BYTES];
+    alignas(1024) uint8_t p[2][S::P_TILES][S::N * 128];
+    float4 sums[2][2][S::N / 8][GROUP_THREADS]; /* [tile % 2][group]: scores of half a row */
+    float2 stats[S::ROUNDS][MAX_CLUSTER][16];   /* a merge's senders' (m, l) */
+    alignas(16) float by_warp[2][4][S::N];
+    uint2 routes[S::UNITS]; /* of a merge's units, see make_routes() */
+    float q_factor[2][S::FP8 ? S::GROUPS : 1][S::N];
+    piece work[2];
+    uint64_t tile_full[S::STAGES], tile_empty[S::STAGES];
+    uint64_t work_full[2], work_empty[2];
+    uint64_t granted, received; /* see mla_few_merge.cuh */
+    uint32_t last;
+};
+
+/* A place in a ring of stages and the parity of its current phase. */
+template <int STAGES> struct ring {
+    int stage = 0;
+    uint32_t phase = 0;
+
+    __device__ __forceinline__ ring next(int n = 1) const
+    {
+        ring r = *this;
+        for (int i = 0; i < n; i++)
+            r.advance();
+        return r;
+    }
+
+    __device__ __forceinline__ void advance()
+    {
+        if (++stage == STAGES)
+            stage = 0, phase ^= 1;
+    }
+};
+
+static __device__ __forceinline__ int group()
+{
+    return threadIdx.x / GROUP_THREADS;
+}
+
+static __device__ __forceinline__ void sync_group()
+{
+    named_sync(GROUP_BARRIER + group(), GROUP_THREADS);
+}
+
+/* ---- warp 8: the cache ----------------------------------------------------------------------- */
+
+static __device__ __forceinline__ void load_page(uint32_t dst, const CUtensorMap *map, uint32_t bar,
+                                                 int32_t page)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %3, %3, %4}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(0), "r"(page)
+                 : "memory");
+}
+
+/* By lane 0: the tile that begins at `token`, a page, or two half pages (the second only if
+ * tokens from there on are wanted). */
+template <class S>
+static __device__ __forceinline__ void bring_tile(const params &p, shared<S> &s, int stage,
+                                                  int token, int end, int page0, int page1)
+{
+    uint32_t bar = smem_u32(&s.tile_full[stage]), dst = smem_u32(s.tiles[stage]);
+    int row = token % MLA_PAGE_TOKENS;
+    bool two = token + UNIT < end;
+
+    mbar_arrive_expect(bar, S::BOXES * UNIT * 128 * (two ? 2 : 1));
+    if (two && row == 0 && !p.ragged) {
+        load_page(dst, &p.page, bar, page0);
+        return;
+    }
+    for (int box = 0; box < S::BOXES; box++) {
+        uint32_t to = dst + box * TILE * 128;
+        tma_load_3d(to, &p.half, bar, 64 * box, row, page0, TMA_EVICT_NORMAL);
+        if (two)
+            tma_load_3d(to + UNIT * 128, &p.half, bar, 64 * box, UNIT - row, page1,
+                        TMA_EVICT_NORMAL);
+    }
+}
+
+/* FP8: the rows as they stand in the cache. */
+template <class S>
+static __device__ __forceinline__ void bring_rows(const params &p, shared<S> &s, int stage,
+                                                  int token, int end, int page0, int page1)
+{
+    uint32_t bar = smem_u32(&s.tile_full[stage]), dst = smem_u32(s.tiles[stage]);
+    int row = token % MLA_PAGE_TOKENS, n = min(end - token, (int)TILE);
+    int n0 = min(n, MLA_PAGE_TOKENS - row), lane = threadIdx.x % 32;
+    const uint8_t *from0 = p.pages + page0 * p.page_stride + row * S::ROW_BYTES;
+    const uint8_t *from1 = p.pages + page1 * p.page_stride;
+
+    if constexpr (S::RAW_ROW == S::ROW_BYTES) {
+        if (lane > 0)
+            return;
+        mbar_arrive_expect(bar, n * S::ROW_BYTES);
+        bulk_load(dst, from0, n0 * S::ROW_BYTES, bar);
+        if (n > n0)
+            bulk_load(dst + n0 * S::ROW_BYTES, from1, (n - n0) * S::ROW_BYTES, bar);
+    } else {
+        constexpr int EIGHTS = S::ROW_BYTES / 8;
+        for (int i = lane; i < n * EIGHTS; i += 32) {
+            int r = i / EIGHTS, c = i % EIGHTS;
+            const uint8_t *from =
+                r < n0 ? from0 + r * S::ROW_BYTES : from1 + (r - n0) * S::ROW_BYTES;
+            int to =
+                r * S::RAW_ROW + c * 8 + (c * 8 < S::ROPE_FROM ? 0 : S::ROPE_AT - S::ROPE_FROM);
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(dst + to),
+                         "l"(from + c * 8)
+                         : "memory");
+        }
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+    }
+}
+
+/* Hands on a stage that brings nothing. */
+template <class S> static __device__ void pass_stage(shared<S> &s, ring<S::STAGES> &at)
+{
+    mbar_wait(smem_u32(&s.tile_empty[at.stage]), at.phase ^ 1);
+    if (S::FP8 && S::RAW_ROW != S::ROW_BYTES)
+        mbar_arrive(smem_u32(&s.tile_full[at.stage])); /* every lane arrives there */
+    else if (threadIdx.x % 32 == 0)
+        mbar_arrive(smem_u32(&s.tile_full[at.stage]));
+    at.advance();
+}
+
+/* Tells the other warps of a piece, or, with rows 0, that there is none. */
+template <class S>
+static __device__ __forceinline__ void publish(shared<S> &s, const piece &x, ring<2> &works)
+{
+    mbar_wait(smem_u32(&s.work_empty[works.stage]), works.phase ^ 1);
+    if (threadIdx.x % 32 == 0) {
+        s.work[works.stage] = x;
+        mbar_arrive(smem_u32(&s.work_full[works.stage]));
+    }
+    works.advance();
+}
+
+/* The warp's 32 entries of the block table. */
+struct entries {
+    int32_t entry; /* this lane's */
+    bool read;
+};
+
+/* Those of a piece's first pages, if the table's size is known, so that no lengths out of date lead
+ * past its end. */
+static __device__ __forceinline__ entries read_entries(const params &p, const piece &x, bool more)
+{
+    int64_t at = x.begin / MLA_PAGE_TOKENS + threadIdx.x % 32, entry = x.table + at;
+    int64_t size = (int64_t)p.seqs.table_stride * (p.seqs.table_starts ? 1 : p.seqs.n_seqs);
+    entries known = {0, more && size > 0};
+
+    if (known.read && at < (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS && entry >= 0 &&
+        entry < size)
+        known.entry = __ldcg(p.seqs.block_tables + entry);
+    return known;
+}
+
+template <class S>
+static __device__ __forceinline__ void bring_piece(const params &p, shared<S> &s, const piece &x,
+                                                   ring<S::STAGES> &at, ring<2> &works,
+                                                   bool first_piece, entries known)
+{
+    int lane = threadIdx.x % 32, pages = (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS;
+    int first = x.begin / MLA_PAGE_TOKENS; /* the warp holds 32 entries of the block table */
+    const int32_t *table = p.seqs.block_tables + x.table;
+    int entry = known.entry;
+    if (!known.read)
+        entry = first + lane < pages ? __ldcg(table + first + lane) : 0;
+
+    ring<2> mine = works;
+    publish<S>(s, x, works);
+    if (first_piece) /* its queries are asked for before memory is busy with the cache */
+        mbar_wait(smem_u32(&s.work_empty[mine.stage]), mine.phase);
+    for (int i = 0; i < x.tiles; i++) {
+        int token = x.begin + i * TILE, page = token / MLA_PAGE_TOKENS;
+        if (token >= x.end) {
+            pass_stage<S>(s, at);
+            continue;
+        }
+        int next = (token + UNIT) / MLA_PAGE_TOKENS;
+        if (next - first >= 32) {
+            first = page;
+            entry = first + lane < pages ? __ldcg(table + first + lane) : 0;
+        }
+        int page0 = __shfl_sync(~0u, entry, page - first);
+        int page1 = __shfl_sync(~0u, entry, next - first);
+        mbar_wait(smem_u32(&s.tile_empty[at.stage]), at.phase ^ 1);
+        if constexpr (S::FP8)
+            bring_rows<S>(p, s, at.stage, token, x.end, page0, page1);
+        else if (lane == 0)
+            bring_tile<S>(p, s, at.stage, token, x.end, page0, page1);
+        at.advance();
+    }
+    if (x.scratch)
+        for (int i = 0; i < S::ROOMS; i++)
+            pass_stage<S>(s, at);
+}
+
+template <class S>
+static __device__ __forceinline__ void bring_cache(const params &p, shared<S> &s, int rank,
+                                                   int cluster)
+{
+    plan<S::N> w;
+    piece x;
+    ring<S::STAGES> at;
+    ring<2> works;
+    entries known;
+    bool more = false;
+
+#pragma unroll 1
+    for (int pass = 0;; pass++) {
+        w.init(p, blockIdx.x / cluster, rank, cluster);
+        more = w.next(p, x);
+        if (pass == 0)
+            launch_wait();
+        known = read_entries(p, x, more);
+        if (pass == 1 || w.holds(p))
+            break;
+    }
+    for (bool first = true; more; first = false) {
+        bring_piece<S>(p, s, x, at, works, first, known);
+        more = w.next(p, x);
+        known.read = false;
+    }
+    x.rows = 0;
+    publish<S>(s, x, works);
+}
+
+/* ---- warps 0-7: the queries ------------------------------------------------------------------ */
+
+/* The place of the last one may be used again. */
+template <class S> static __device__ __forceinline__ void took_piece(shared<S> &s, ring<2> &works)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        mbar_arrive(smem_u32(&s.work_empty[works.stage]));
+    works.advance();
+}
+
+/* 16 bytes of global into shared memory, or zeros. */
+static __device__ __forceinline__ void copy_16(uint32_t dst, const void *src, bool there)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),
+                 "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+/* A piece's query rows on their way to shared memory, zero rows past the tile's end. */
+template <class S>
+static __device__ __forceinline__ void ask_queries(const params &p, uint8_t *q, const piece &x)
+{
+    constexpr int CHUNKS = (S::LATENT + S::ROPE) / 8; /* of 16 bytes, in a row */
+    const __nv_bfloat16 *from = p.q + x.out_row * (S::LATENT + S::ROPE);
+    uint32_t to = smem_u32(q);
+
+    for (int i = threadIdx.x; i < S::N * CHUNKS; i += MATH_THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS, swizzled = chunk % 8 ^ row % 8;
+        bool there = row < x.rows;
+        copy_16(to + chunk / 8 * (S::N * 128) + row * 128 + swizzled * 16,
+                there ? from + (int64_t)i * 8 : p.q, there);
+    }
+}
+
+static __device__ __forceinline__ void await_queries()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    fence_async();
+    named_sync(MATH_BARRIER, MATH_THREADS);
+}
+
+/* ---- products and softmax -------------------------------------------------------------------- */
+
+/* The result of a piece, or of several: exp2(m) * (l, o), o transposed. */
+template <class S> struct state {
+    float o[S::MINE][S::N / 2];
+    float m[S::COLUMNS];
+    float l[S::COLUMNS]; /* this thread's part of the sum until merging */
+};
+
+/* Columns of a thread. */
+static __device__ __forceinline__ int column(int c)
+{
+    return 8 * (c / 2) + 2 * (threadIdx.x % 4) + c % 2;
+}
+
+/* Rows of a tile that hold nothing: what is there may be NaN, which times 0 is NaN. The groups meet
+ * once more before values() reads them. */
+template <class S> static __device__ void clear_rows(uint8_t *tile, int valid)
+{
+    for (int i = threadIdx.x; i < (TILE - valid) * 8; i += MATH_THREADS)
+#pragma unroll
+        for (int b = 0; b < S::BLOCKS; b++)
+            *(uint4 *)(tile + b * TILE * 128 + valid * 128 + i * 16) = make_uint4(0, 0, 0, 0);
+    fence_async();
+}
+
+/* The descriptor `bytes` further on. The address field can't overflow, so half the word will do. */
+static __device__ __forceinline__ uint64_t desc_at(uint64_t desc, uint32_t bytes)
+{
+    return desc & 0xffffffff00000000 | (uint32_t)((uint32_t)desc + (bytes >> 4));
+}
+
+/* bf16: d = K Q^T over this group's half of the row. */
+template <class S>
+static __device__ __forceinline__ void half_scores(float (&d)[S::N / 2], uint32_t tile, uint32_t q)
+{
+    constexpr int ROPE_STEPS = S::ROPE / 32;
+    uint64_t a0 = wgmma_desc(tile + group() * (S::MINE * TILE * 128), 0, 1024, SWIZZLE_128);
+    uint64_t b0 = wgmma_desc(q + group() * (S::MINE * S::N * 128), 0, 1024, SWIZZLE_128);
+    uint64_t a1 = wgmma_desc(tile + S::BLOCKS * TILE * 128 + group() * (ROPE_STEPS * 32), 0, 1024,
+                             SWIZZLE_128);
+    uint64_t b1 =
+        wgmma_desc(q + S::BLOCKS * S::N * 128 + group() * (ROPE_STEPS * 32), 0, 1024, SWIZZLE_128);
+
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < S::MINE * 4; k++)
+        wgmma<S::N>::template ss<0, 0>(d, desc_at(a0, k / 4 * TILE * 128 + k % 4 * 32),
+                                       desc_at(b0, k / 4 * S::N * 128 + k % 4 * 32), k > 0);
+#pragma unroll
+    for (int k = 0; k < ROPE_STEPS; k++)
+        wgmma<S::N>::template ss<0, 0>(d, desc_at(a1, k * 32), desc_at(b1, k * 32), 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(d);
+}
+
+/* Adds the other group's half of the scores; in units of log2. The same bits in both groups. */
+template <class S>
+static __device__ __forceinline__ void add_halves(float (&d)[S::N / 2], shared<S> &s, int which,
+                                                  float scale)
+{
+    int t = threadIdx.x % GROUP_THREADS;
+
+#pragma unroll
+    for (int i = 0; i < S::N / 8; i++)
+        s.sums[which][group()][i][t] =
+            make_float4(d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]);
+    named_sync(MATH_BARRIER, MATH_THREADS);
+#pragma unroll
+    for (int i = 0; i < S::N / 8; i++) {
+        float4 v = s.sums[which][group() ^ 1][i][t];
+        d[4 * i] = (d[4 * i] + v.x) * scale;
+        d[4 * i + 1] = (d[4 * i + 1] + v.y) * scale;
+        d[4 * i + 2] = (d[4 * i + 2] + v.z) * scale;
+        d[4 * i + 3] = (d[4 * i + 3] + v.w) * scale;
+    }
+}
+
+/* Of each of a thread's columns: the first token that its row doesn't see. */
+template <class S>
+static __device__ __forceinline__ void find_limits(const params &p, const piece &x,
+                                                   int (&limits)[S::COLUMNS])
+{
+#pragma unroll
+    for (int c = 0; c < S::COLUMNS; c++) {
+        limits[c] = x.end;
+        if (p.causal && x.q_len > 1) {
+            int query = min((x.row0 + column(c)) / p.heads, x.q_len - 1);
+            limits[c] = min(x.end, x.kv_len - x.q_len + query + 1);
+        }
+    }
+}
+
+/* d[] of tokens that a row doesn't see becomes -infinity. `token` is that of the tile's row 0. */
+template <class S>
+static __device__ __forceinline__ void mask(float (&d)[S::N / 2], const int (&limits)[S::COLUMNS],
+                                            int token)
+{
+    token += threadIdx.x % GROUP_THREADS / 32 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int c = 0; c < S::COLUMNS; c++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (token + 8 * i >= limits[c])
+                d[4 * (c / 2) + 2 * i + c % 2] = -INFINITY;
+}
+
+/* Probabilities in place of scores, and the state brought to the new maximum. */
+template <class S>
+static __device__ __forceinline__ void softmax(float (&d)[S::N / 2], state<S> &st, shared<S> &s)
+{
+    int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
+    float high[S::COLUMNS], keep[S::COLUMNS];
+    bool moved = false;
+
+#pragma unroll
+    for (int c = 0; c < S::COLUMNS; c++) {
+        int at = 4 * (c / 2) + c % 2;
+        high[c] = fmaxf(d[at], d[at + 2]);
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2)
+            high[c] = fmaxf(high[c], __shfl_xor_sync(~0u, high[c], step));
+    }
+    if (lane < 4)
+#pragma unroll
+        for (int c = 0; c < S::COLUMNS; c++)
+            s.by_warp[group()][warp][column(c)] = high[c];
+    sync_group();
+#pragma unroll
+    for (int c = 0; c < S::COLUMNS; c += 2) {
+        high[c] = st.m[c], high[c + 1] = st.m[c + 1];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float2 two = *(float2 *)&s.by_warp[group()][i][column(c)];
+            high[c] = fmaxf(high[c], two.x);
+            high[c + 1] = fmaxf(high[c + 1], two.y);
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < S::COLUMNS; c++) {
+        int at = 4 * (c / 2) + c % 2;
+        float m = high[c];
+        float zero = m == -INFINITY ? 0 : m;
+        keep[c] = exp2_fast(st.m[c] - zero);
+        moved |= m != st.m[c];
+        st.m[c] = m;
+        d[at] = exp2_fast(d[at] - zero);
+        d[at + 2] = exp2_fast(d[at + 2] - zero);
+        st.l[c] = st.l[c] * keep[c] + d[at] + d[at + 2];
+    }
+    if (__any_sync(~0u, moved)) {
+#pragma unroll
+        for (int b = 0; b < S::MINE; b++)
+#pragma unroll
+            for (int i = 0; i < S::N / 2; i++)
+                st.o[b][i] *= keep[2 * (i / 4) + i % 2];
+    }
+}
+
+static __device__ __forceinline__ uint32_t pack(float low, float high)
+{
+    uint32_t r;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+/* P^T to shared memory: N rows of 64 tokens, swizzled; times `low` for the first of this thread's
+ * tokens, `high` for the second. */
+template <class S>
+static __device__ __forceinline__ void store_p(const float (&d)[S::N / 2], uint32_t to, float low,
+                                               float high)
+{
+    int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
+
+#pragma unroll
+    for (int j = 0; j < S::N / 8; j += 2) {
+        /* Lane l names row l % 8 of matrix l / 8; matrix 2 jj + i has tokens 8 i .. of the warp's.
+         */
+        int row = 8 * (j + lane / 16) + lane % 8, chunk = 2 * warp + lane / 8 % 2;
+        const float *v = d + 4 * j;
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                         to + row * 128 + ((chunk ^ row % 8) << 4)),
+                     "r"(pack(v[0] * low, v[1] * low)), "r"(pack(v[2] * high, v[3] * high)),
+                     "r"(pack(v[4] * low, v[5] * low)), "r"(pack(v[6] * high, v[7] * high))
+                     : "memory");
+    }
+}
+
+/* bf16: o += V^T P^T, this group's blocks. */
+template <class S>
+static __device__ __forceinline__ void values(state<S> &st, uint32_t tile, uint32_t probabilities)
+{
+    uint64_t a0 = wgmma_desc(tile + group() * (S::MINE * TILE * 128), 0, 1024, SWIZZLE_128);
+    uint64_t b0 = wgmma_desc(probabilities, 0, 1024, SWIZZLE_128);
+
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < TILE / 16; k++)
+#pragma unroll
+        for (int i = 0; i < S::MINE; i++)
+            wgmma<S::N>::template ss<1, 0>(st.o[i], desc_at(a0, i * TILE * 128 + k * 2048),
+                                           desc_at(b0, k * 32), 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < S::MINE; i++)
+        wgmma_hold(st.o[i]);
+}
+
+template <class S> static __device__ __forceinline__ void release(shared<S> &s, ring<S::STAGES> &at)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        mbar_arrive(smem_u32(&s.tile_empty[at.stage]));
+    at.advance();
+}
+
+/* Once the stages from `at` on are this block's room for merging: tells the cluster that it may be
+ * written. */
+template <class S>
+static __device__ __forceinline__ void grant(shared<S> &s, const ring<S::STAGES> &at, int cluster)
+{
+    if (cluster > 1 && threadIdx.x < cluster) {
+        for (int i = 0; i < S::ROOMS; i++) {
+            ring<S::STAGES> room = at.next(i);
+            mbar_wait(smem_u32(&s.tile_full[room.stage]), room.phase);
+        }
+        cluster_mbar_arrive(smem_u32(&s.granted), threadIdx.x);
+    }
+    __syncwarp();
+}
+
+} // namespace mla_few

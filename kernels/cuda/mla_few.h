@@ -1,0 +1,64 @@
+/* The decode kernel for up to 16 query rows a tile: its parameters, and the instantiations that
+ * mla_few.cu launches. mla_few.cuh says how the kernel is laid out. */
+#pragma once
+
+#include "kernels/cuda/mla_internal.h"
+
+#include <cuda_bf16.h>
+
+namespace mla_few
+{
+
+enum {
+    ROWS = 16, /* query rows of a tile */
+    MAX_CLUSTER = 16,
+    MAX_SMS = 160,
+    UNIT = 32, /* tokens: what the cache of a small call is cut in */
+    TILE_SHIFT = 6,
+    TILE = 64,       /* tokens a product takes at a time: a page, or two halves of pages */
+    MAX_PIECES = 16, /* of a sequence in batch-invariant mode */
+    /* Row tiles of a call in batch-invariant mode. The counters stand where mla_small.h has its own
+     * and are as many, so that both kernels can share a workspace. */
+    MAX_ITEMS = 4096,
+    PIECE_PAGES = 64, /* a sequence has one piece for each so many pages, up to MAX_PIECES */
+};
+
+struct params {
+    CUtensorMap half; /* bf16: (latent + rope, 64, pages), boxes of 64 x 32 */
+    CUtensorMap page; /* bf16: (64, 64, width / 64, pages), a page a box; unless `ragged` */
+    int32_t ragged;   /* latent + rope is no multiple of 64 */
+    struct mla_seqs seqs;
+    const uint8_t *pages;
+    int64_t page_stride;
+    const __nv_bfloat16 *q;
+    __nv_bfloat16 *out;
+    float *lse;
+    int32_t heads;
+    float scale_log2; /* softmax scale * log2(e) */
+    int32_t causal;
+    int32_t invariant;
+    int32_t workers;     /* clusters of the grid */
+    int32_t least_pages; /* of a block, rather than more workers */
+    int32_t page_cost;   /* see plan::cost */
+    uint32_t *counters;  /* (MAX_ITEMS, MAX_CLUSTER) arrivals; zero between calls */
+    float2 *stats;       /* (slots, MAX_CLUSTER, N) maximum and sum of a partial result's rows */
+    float4 *partials;    /* (slots, N * latent / 4) in the order of the accumulators */
+};
+
+typedef void (*kernel_fn)(const params);
+
+/* A kernel, its threads and bytes of shared memory. */
+struct variant {
+    kernel_fn kernel;
+    int threads;
+    size_t shared_bytes;
+};
+
+/* kernel NULL when there is none of these sizes. */
+variant find_bf16(int latent_dim, int rope_dim);
+variant find_fp8(int latent_dim, int rope_dim);
+
+/* mla_few_launch with clusters of 1, 2, 3, 4, 6, 8 or 16 blocks, for tests; 0: as suits. */
+int launch(const struct mla_decode_args *args, int cluster, cudaStream_t stream);
+
+} // namespace mla_few

@@ -1,0 +1,383 @@
+/* Which part of the work is whose, in the decode kernel for up to 16 query rows a tile.
+ *
+ * An item is a row tile (up to N query rows of one sequence) against the sequence's cache. Items
+ * stand on a line, each as long as its cache in units (at least 1): pages, or half pages when
+ * there are fewer pages than blocks. A worker, one cluster of blocks, takes an equal stretch of the
+ * line: the end of an item, whole items, the beginning of another. What it has of one item is a
+ * piece; the blocks of the cluster share it evenly. When all items are equally long, the number of
+ * workers is chosen so that the cuts fall on the ends of items. In batch-invariant mode an item is
+ * always cut at the same places, and a worker takes the pieces that begin in its stretch.
+ *
+ * Lengths are read on the device, so that they may change between replays of a graph. One warp of
+ * a block plans: hundreds of warps that read the same few words at once would wait for each other.
+ * What it reads of up to 32 sequences comes in one round trip to memory. It plans while the kernels
+ * before this one end, from what they may still write, and plans anew when holds() says no. */
+#pragma once
+
+#include "kernels/cuda/mla_few.h"
+
+namespace mla_few
+{
+
+struct piece {
+    int32_t table; /* the sequence's first entry in the block tables */
+    int32_t q_len, kv_len;
+    int32_t row0;       /* first row of the tile within the sequence: query token * heads + head */
+    int32_t rows;       /* in the tile */
+    int64_t out_row;    /* the tile's first row in q, out and lse */
+    int32_t begin, end; /* this block's tokens */
+    int32_t tiles;      /* stages of the ring that every block of the cluster uses for them */
+    bool scratch;       /* one more stage, the same one in each block, is room for merging */
+    int32_t parts;      /* pieces of the item */
+    int32_t part;       /* 0 ..: which one this is */
+    int32_t slot0;      /* where the partial results of part 0 and part 1 .. stand */
+    int32_t slot1;
+    int32_t slot_step;
+    int32_t counter; /* of the item's arrivals */
+};
+
+static __device__ __forceinline__ int slot_of(const piece &p, int part)
+{
+    return part == 0 ? p.slot0 : p.slot1 + (part - 1) * p.slot_step;
+}
+
+/* A sequence as the line sees it. */
+struct extent {
+    int32_t q_len, kv_len, tiles, units;
+};
+
+template <int N>
+static __device__ __forceinline__ extent make_extent(const params &p, int q_len, int kv_len,
+                                                     int shift)
+{
+    extent e;
+
+    e.q_len = q_len;
+    e.kv_len = kv_len;
+    e.tiles = (q_len * p.heads + N - 1) / N;
+    e.units = max((kv_len + (1 << shift) - 1) >> shift, 1);
+    return e;
+}
+
+/* n / d for n >= 0, d > 0, without the long division where it isn't needed. */
+static __device__ __forceinline__ int quotient(int n, int d)
+{
+    if (n >= 1 << 22)
+        return n / d;
+    int q = (int)__fdividef((float)n, (float)d); /* off by 1 at most */
+    q += n - q * d >= d;
+    return q - (n < q * d);
+}
+
+enum { KEPT = 4 /* sequences of a lane whose lengths are remembered for holds() */ };
+
+template <int N> struct plan {
+    int32_t worker, workers, rank, cluster;
+    int32_t unit;          /* log2 of a unit's tokens */
+    int32_t total, lo, hi; /* the line, and this worker's stretch of it */
+    int32_t seq, base;     /* the sequence at hand and where it begins on the line */
+    int32_t item0;         /* the sequence's first item */
+    int32_t tile, cut;     /* the next piece: row tile; piece (batch-invariant mode) */
+    extent e;
+
+    /* Sequences first .. first + 31, one to each lane. */
+    int32_t first, q_len, kv_len, q_start, table;
+    int32_t seen_q[KEPT], seen_kv[KEPT]; /* when a lane counts several */
+
+    __device__ void init(const params &p, int worker_, int rank_, int cluster_);
+    __device__ bool next(const params &p, piece &out);
+    __device__ bool holds(const params &p) const;
+
+  private:
+    __device__ void load(const params &p, int from);
+    __device__ void choose_workers(const params &p, int pages, int items, bool alike);
+    __device__ int cost(const params &p, int n, int pages, int parts, bool even) const;
+    __device__ void find_start(const params &p, int per_lane, int tiles, int span);
+    __device__ bool next_free(const params &p, int start, piece &out, int &begin, int &end);
+    __device__ bool next_fixed(int start, piece &out, int &begin, int &end);
+
+    static __device__ __forceinline__ int scaled(int a, int b, int c)
+    {
+        return a < 1 << 14 ? quotient(a * b, c) : (int)((int64_t)a * b / c);
+    }
+
+    /* Where worker w's stretch begins. */
+    __device__ int bound(int w) const
+    {
+        return scaled(total, w, workers);
+    }
+
+    /* Whose stretch a place on the line is in. */
+    __device__ int owner(int at) const
+    {
+        int w = scaled(at, workers, total);
+
+        return bound(w + 1) <= at ? w + 1 : w;
+    }
+
+    /* The sequence at hand, from the lane that has it. */
+    __device__ void take(const params &p)
+    {
+        int lane = seq - first;
+
+        e = make_extent<N>(p, __shfl_sync(~0u, q_len, lane), __shfl_sync(~0u, kv_len, lane), unit);
+    }
+};
+
+/* Not outside of what they can be: they may be out of date, or not there yet. */
+static __device__ __forceinline__ void read_lengths(const params &p, int i, int &q_len, int &kv_len)
+{
+    q_len = p.seqs.max_q_len;
+    if (p.seqs.q_lens)
+        q_len = max(min(__ldcg(p.seqs.q_lens + i), p.seqs.max_q_len), 0);
+    kv_len = max(min(__ldcg(p.seqs.kv_lens + i), 1 << 24), 0);
+}
+
+template <int N> __device__ void plan<N>::load(const params &p, int from)
+{
+    int i = from + (int)(threadIdx.x % 32);
+
+    first = from;
+    q_len = kv_len = q_start = table = 0;
+    if (i >= p.seqs.n_seqs)
+        return;
+    read_lengths(p, i, q_len, kv_len);
+    q_start = p.seqs.q_starts ? __ldcg(p.seqs.q_starts + i) : i * p.seqs.max_q_len;
+    table = p.seqs.table_starts ? __ldcg(p.seqs.table_starts + i) : i * p.seqs.table_stride;
+}
+
+/* What n workers would take, in quarters of the time that a page takes a block: the pages of a
+ * block, or the memory's time for all of them; merging of parts; a second piece for some. */
+template <int N>
+__device__ int plan<N>::cost(const params &p, int n, int pages, int parts, bool even) const
+{
+    int block = quotient(4 * pages + n * cluster - 1, n * cluster);
+
+    return max(block, pages >> p.page_cost) + (parts > 1 ? 8 : 0) + (even ? 0 : 6);
+}
+
+/* As many workers as there are, unless fewer that get equal shares of equal items are as quick. */
+template <int N>
+__device__ void plan<N>::choose_workers(const params &p, int pages, int items, bool alike)
+{
+    workers = max(min(p.workers, max(items, quotient(pages, cluster * p.least_pages))), 1);
+    if (!alike || items == 0)
+        return;
+    int rounds = quotient(items + workers - 1, workers), even = 0;
+    if (rounds == 1) {
+        int parts = quotient(workers, items);
+        even = parts * items;
+        if (cost(p, even, pages, parts, true) > cost(p, workers, pages, 2, even == workers))
+            even = 0;
+    } else if (quotient(items, rounds) * rounds == items) {
+        even = quotient(items, rounds);
+        even = 4 * even >= 3 * workers ? even : 0;
+    }
+    if (even > 0)
+        workers = even;
+}
+
+/* By the 32 lanes of a warp together, as is next(). A lane counts consecutive sequences. */
+template <int N>
+__device__ void plan<N>::init(const params &p, int worker_, int rank_, int cluster_)
+{
+    int lane = threadIdx.x % 32, n = p.seqs.n_seqs, per_lane = (n + 31) / 32;
+    int tiles = 0, pages = 0, halves = 0, least = INT32_MAX, most = 0;
+
+    worker = worker_, rank = rank_, cluster = cluster_;
+    unit = TILE_SHIFT;
+    first = -1;
+    auto count = [&](int queries, int tokens) {
+        extent x = make_extent<N>(p, queries, tokens, TILE_SHIFT);
+        tiles += x.tiles;
+        pages += x.tiles * x.units;
+        halves += x.tiles * max((x.kv_len + UNIT - 1) / UNIT, 1);
+        least = min(least, x.tiles > 0 ? x.kv_len : INT32_MAX);
+        most = max(most, x.tiles > 0 ? x.kv_len : 0);
+    };
+    if (per_lane == 1) {
+        load(p, 0);
+        count(q_len, kv_len);
+    } else {
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            seen_q[k] = seen_kv[k] = 0;
+            if (k < per_lane && lane * per_lane + k < n)
+                read_lengths(p, lane * per_lane + k, seen_q[k], seen_kv[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < KEPT; k++)
+            count(seen_q[k], seen_kv[k]);
+        for (int k = KEPT; k < per_lane && lane * per_lane + k < n; k++) {
+            int queries, tokens;
+            read_lengths(p, lane * per_lane + k, queries, tokens);
+            count(queries, tokens);
+        }
+    }
+    int all_pages = total = __reduce_add_sync(~0u, pages);
+    int items = __reduce_add_sync(~0u, tiles), span = pages;
+    least = __reduce_min_sync(~0u, least);
+    most = __reduce_max_sync(~0u, most);
+    if (all_pages < p.workers * cluster && !p.invariant) {
+        unit = TILE_SHIFT - 1;
+        total = __reduce_add_sync(~0u, halves);
+        span = halves;
+    }
+    choose_workers(p, all_pages, items, (least - 1) >> unit == (most - 1) >> unit);
+    lo = hi = 0;
+    if (worker < workers)
+        lo = bound(worker), hi = bound(worker + 1);
+    if (lo < hi)
+        find_start(p, per_lane, tiles, span);
+}
+
+/* The sequence that holds place `lo`. `tiles` and `span`: of this lane's per_lane sequences. */
+template <int N>
+__device__ void plan<N>::find_start(const params &p, int per_lane, int tiles, int span)
+{
+    int lane = threadIdx.x % 32, from = 0;
+
+    base = item0 = cut = 0;
+    for (;;) {
+        int end = span, items = tiles;
+        for (int step = 1; step < 32; step *= 2) {
+            int a = __shfl_up_sync(~0u, end, step), b = __shfl_up_sync(~0u, items, step);
+            if (lane >= step)
+                end += a, items += b;
+        }
+        uint32_t past = __ballot_sync(~0u, base + end > lo);
+        if (past) {
+            int at = __ffs(past) - 1;
+            base += __shfl_sync(~0u, end - span, at);
+            item0 += __shfl_sync(~0u, items - tiles, at);
+            if (per_lane == 1) {
+                seq = from + at;
+                break;
+            }
+            from += at * per_lane;
+            per_lane = 1;
+        } else {
+            base += __shfl_sync(~0u, end, 31);
+            item0 += __shfl_sync(~0u, items, 31);
+            from += 32;
+            if (from >= p.seqs.n_seqs) { /* lengths changed meanwhile: this plan won't hold */
+                seq = p.seqs.n_seqs - 1;
+                load(p, seq);
+                break;
+            }
+        }
+        load(p, from);
+        extent x = make_extent<N>(p, q_len, kv_len, unit);
+        tiles = from + lane < p.seqs.n_seqs ? x.tiles : 0;
+        span = tiles * x.units;
+    }
+    take(p);
+    tile = quotient(lo - base, e.units);
+}
+
+/* The part of the item at `start` that is in this worker's stretch. */
+template <int N>
+__device__ bool plan<N>::next_free(const params &p, int start, piece &out, int &begin, int &end)
+{
+    int first = owner(start), last = owner(start + e.units - 1);
+
+    (void)p;
+    begin = max(lo - start, 0);
+    end = min(hi - start, e.units);
+    out.parts = last - first + 1;
+    out.part = worker - first;
+    out.slot0 = 2 * first + 1;
+    out.slot1 = 2 * (first + 1);
+    out.slot_step = 2;
+    out.counter = first; /* no other item that begins there goes on to the next worker */
+    tile++;
+    return true;
+}
+
+/* The next of the item's fixed pieces; false when it begins outside this worker's stretch. */
+template <int N> __device__ bool plan<N>::next_fixed(int start, piece &out, int &begin, int &end)
+{
+    int pieces = min((e.units + PIECE_PAGES - 1) / PIECE_PAGES, (int)MAX_PIECES);
+
+    begin = quotient(cut * e.units, pieces); /* at most 16 * 16384 */
+    end = quotient((cut + 1) * e.units, pieces);
+    out.parts = pieces;
+    out.part = cut;
+    out.slot0 = (item0 + tile) * MAX_PIECES;
+    out.slot1 = out.slot0 + 1;
+    out.slot_step = 1;
+    out.counter = item0 + tile;
+    bool mine = start + begin >= lo && start + begin < hi;
+    if (++cut == pieces)
+        cut = 0, tile++;
+    return mine;
+}
+
+/* This block's part of the worker's next piece; false when there is none. Every block of a cluster
+ * gets the same pieces, some perhaps with no units. */
+template <int N> __device__ bool plan<N>::next(const params &p, piece &out)
+{
+    for (;;) {
+        if (lo >= hi)
+            return false;
+        while (tile >= e.tiles) {
+            base += e.tiles * e.units;
+            item0 += e.tiles;
+            tile = 0;
+            if (base >= hi || seq + 1 >= p.seqs.n_seqs)
+                return false;
+            if (++seq - first >= 32)
+                load(p, seq);
+            take(p);
+        }
+        int start = base + tile * e.units, begin, end;
+        if (start >= hi)
+            return false;
+        out.table = __shfl_sync(~0u, table, seq - first);
+        out.q_len = e.q_len;
+        out.kv_len = e.kv_len;
+        out.row0 = tile * N;
+        out.rows = min(e.q_len * p.heads - out.row0, N);
+        bool mine =
+            p.invariant ? next_fixed(start, out, begin, end) : next_free(p, start, out, begin, end);
+        if (!mine)
+            continue;
+        out.out_row = (int64_t)__shfl_sync(~0u, q_start, seq - first) * p.heads + out.row0;
+        if (e.kv_len <= 0)
+            begin = end = 0;
+        int share = quotient(end - begin + cluster - 1, cluster);
+        out.begin = begin + quotient((end - begin) * rank, cluster) << unit;
+        out.end = min(begin + quotient((end - begin) * (rank + 1), cluster) << unit, e.kv_len);
+        out.tiles = ((share << unit) + TILE - 1) / TILE;
+        out.scratch = cluster > 1 || out.parts > 1;
+        return true;
+    }
+}
+
+/* Whether all that the plan and its first piece rest on still stands in memory. */
+template <int N> __device__ bool plan<N>::holds(const params &p) const
+{
+    int lane = threadIdx.x % 32, n = p.seqs.n_seqs, per_lane = (n + 31) / 32, i = first + lane;
+    int queries, tokens;
+    bool same = per_lane <= KEPT;
+
+    if (first >= 0 && i < n) {
+        read_lengths(p, i, queries, tokens);
+        same &= queries == q_len & tokens == kv_len;
+        if (p.seqs.q_starts)
+            same &= __ldcg(p.seqs.q_starts + i) == q_start;
+        if (p.seqs.table_starts)
+            same &= __ldcg(p.seqs.table_starts + i) == table;
+    }
+    if (per_lane > 1) {
+#pragma unroll
+        for (int k = 0; k < KEPT; k++)
+            if (k < per_lane && lane * per_lane + k < n) {
+                read_lengths(p, lane * per_lane + k, queries, tokens);
+                same &= queries == seen_q[k] & tokens == seen_kv[k];
+            }
+    }
+    return __all_sync(~0u, same);
+}
+
+} // namespace mla_few

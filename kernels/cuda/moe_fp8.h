@@ -1,0 +1,26 @@
+/* moe.h's experts with weights that stay FP8: see gemm_fp8.h for their form and the two
+ * arithmetics. d and i are multiples of 128. */
+#pragma once
+
+#include "kernels/cuda/gemm_fp8.h"
+#include "kernels/cuda/moe.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct moe_fp8_args {
+    struct moe_args moe;             /* weights are E4M3 */
+    struct fp8_scales gate_up, down; /* (experts, ceil(rows / 128), columns / 128) */
+    struct fp8_scales shared_gate_up, shared_down;
+    int32_t ue8m0;
+};
+int moe_fp8_experts(const struct moe_fp8_args *args, gemm_stream stream);
+
+/* Bytes of workspace for every call with at most max_m rows. */
+size_t moe_fp8_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32_t top_k,
+                         int32_t shared);
+
+#ifdef __cplusplus
+}
+#endif
