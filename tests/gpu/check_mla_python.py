@@ -60,7 +60,7 @@ def random_rows(n: int, latent: int, rope: int, fp8: bool) -> tuple[torch.Tensor
         return stored, stored.float()
     blocks = latent // 128
     e4m3 = (values[:, :latent] * 400).to(torch.float8_e4m3fn)
-    scales = torch.exp2(-torch.randint(7, 12, (n, blocks), device=DEVICE).float())
+    scales = torch.exp2(-torch.randint(9, 14, (n, blocks), device=DEVICE).float())
     rotated = values[:, latent:].bfloat16()
     stored = torch.cat([part.view(torch.uint8) for part in (e4m3, scales, rotated)], dim=1)
     latents = e4m3.float().view(n, blocks, 128) * scales.unsqueeze(2)
