@@ -1,3 +1,4 @@
+/* The table of model types, and what each graph has that others have not: see family.h. */
 #include "model/family.h"
 
 #include "base/buffer.h"

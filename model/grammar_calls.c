@@ -1,3 +1,4 @@
+/* The grammar of tool calls in each output format: see grammar_calls.h. */
 #include "model/grammar_calls.h"
 
 #include "base/utf8.h"

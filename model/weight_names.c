@@ -1,3 +1,4 @@
+/* Tensor names of checkpoints, known by what they call the embeddings: see weight_names.h. */
 #include "model/weight_names.h"
 
 #include "base/panic.h"
