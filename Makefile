@@ -85,14 +85,14 @@ $(BUILD)/gpu/%: tests/gpu/%.cu $(GPU_LIBRARY)
 	@mkdir -p $(@D)
 	$(NVCC) $(NVFLAGS) -MMD -MP -MF $@.d -o $@ $< $(GPU_LIBRARY) -lpthread
 
-# The whole model on the GPU. Of the libraries it needs cJSON alone.
+# The whole model on the GPU. Of the libraries it needs cJSON and PCRE2 alone.
 GPU_MODEL = $(filter $(BUILD)/obj/base/% $(BUILD)/obj/kernels/%,$(OBJECTS)) $(patsubst \
-	%,$(BUILD)/obj/model/%.o,config config_indexer config_rope dequant family keys model rope \
-	safetensors weight_list weight_names weights)
+	%,$(BUILD)/obj/model/%.o,config config_indexer config_quant config_rope dequant family keys model \
+	pattern rope safetensors weight_list weight_names weight_source weights)
 $(BUILD)/gpu/test_model: tests/gpu/test_model.c $(GPU_MODEL)
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $< $(GPU_MODEL) \
-	$(shell pkg-config --libs libcjson 2>/dev/null) $(CUDA_LIBS) -lm
+	$(shell pkg-config --libs libcjson libpcre2-8 2>/dev/null) $(CUDA_LIBS) -lm
 
 test-gpu: $(filter $(BUILD)/gpu/test_%,$(GPU_TESTS)) | $(BUILD)/libmla.so  ## build and run the GPU tests (needs a GPU)
 	@set -e; for t in $^; do echo $$t; $$t; done

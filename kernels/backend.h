@@ -160,8 +160,9 @@ struct backend_ops {
      * once; copies from stage_alloc's memory are fast (page-locked for CUDA). fill_random writes
      * normally distributed numbers with the deviation `scale`.
      *
-     * F8_E4M3 is for backends that keep it (keeps_fp8): then alloc_weight takes memory for scales
-     * too, which are uploaded as a tensor of their own, and the weight itself in whole rows. */
+     * F8_E4M3 and I4 are for backends that keep them (keeps_fp8, keeps_int4): then alloc_weight
+     * takes memory for scales too, which are uploaded as a tensor of their own (F32, or BF16 for
+     * I4), and the weight itself in whole rows. */
     int (*alloc_weight)(struct backend *be, struct tensor *dst, enum weight_use use,
                         enum dtype file_dtype, int rank, const int64_t *shape, struct error *err);
     int (*upload)(struct backend *be, struct tensor *dst, int64_t first, const struct tensor *host,
@@ -284,6 +285,10 @@ struct backend {
     /* Takes F8_E4M3 matrices in 128 x 128 blocks, of a multiple of 8 rows and 128 columns; those of
      * one call of gated or moe all, or none of them. */
     int32_t keeps_fp8;
+
+    /* Takes I4 experts, all of a layer, of a multiple of 8 rows and of 128 columns; the shared ones
+     * beside them are BF16. */
+    int32_t keeps_int4;
 };
 
 /* alloc_weight and upload of a whole tensor. */

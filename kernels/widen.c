@@ -2,6 +2,7 @@
 
 #include "base/panic.h"
 
+#include <math.h>
 #include <string.h>
 
 static float float_of_bits(uint32_t bits)
@@ -39,13 +40,18 @@ float e4m3_to_f32(uint8_t bits)
 void widen_to_f32(float *out, const void *in, enum dtype dtype, int64_t n)
 {
     const uint16_t *half = in;
+    const uint8_t *exponent = in;
 
-    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16);
+    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 ||
+           dtype == DTYPE_F8_E8M0);
     if (dtype == DTYPE_F32)
         memcpy(out, in, (size_t)n * sizeof(*out));
     else if (dtype == DTYPE_BF16)
         for (int64_t i = 0; i < n; i++)
             out[i] = float_of_bits((uint32_t)half[i] << 16);
+    else if (dtype == DTYPE_F8_E8M0)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = exponent[i] == 255 ? NAN : ldexpf(1, exponent[i] - 127);
     else
         for (int64_t i = 0; i < n; i++)
             out[i] = f16_to_f32(half[i]);

@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "model/config_indexer.h"
+#include "model/config_quant.h"
 #include "model/config_rope.h"
 #include "model/family.h"
 #include "model/keys.h"
@@ -28,7 +29,6 @@ enum {
     MAX_HEAD_DIM = 1024,
     MAX_LORA_RANK = 4096,
     MAX_EXPERTS = 4096,
-    MAX_QUANT_BLOCK = 4096,
 };
 
 /* transformers builds q_a_layernorm and kv_a_layernorm without giving them rms_norm_eps. */
@@ -249,79 +249,6 @@ static int read_moe(const struct keys *k, const struct graph *graph, struct mode
     return 0;
 }
 
-static int read_quant_block(const struct keys *quant, struct model_config *c)
-{
-    const struct json *block = json_get(quant->object, "weight_block_size");
-    const struct json *size = json_is(block, JSON_ARRAY) ? json_first(block) : NULL;
-    int64_t values[2] = {0, 0};
-    int n = 0;
-
-    if (block && !keys_present(quant, "weight_block_size")) { /* null: one scale a tensor */
-        c->quantization = QUANT_FP8_TENSOR;
-        return 0;
-    }
-    for (; size && n < 2 && json_integer(size, &values[n]); size = json_next(size))
-        n++;
-    for (int i = 0; i < 2; i++) {
-        if (n != 2 || size || values[i] < 1 || values[i] > MAX_QUANT_BLOCK)
-            return keys_refuse(quant, "weight_block_size",
-                               "two whole numbers from 1 to 4096, such as [128, 128]");
-        c->quant_block[i] = (int32_t)values[i];
-    }
-    c->quantization = QUANT_FP8_BLOCK;
-    return 0;
-}
-
-/* FP8 weights in blocks with a scale each. Where activations are quantised (gemm_fp8.h says when),
- * it is by their own sizes, whatever activation_scheme is. */
-static int read_quantization(const struct keys *k, struct model_config *c)
-{
-    static const char *const formats[] = {"e4m3", NULL};
-    static const char *const scale_formats[] = {"float", "ue8m0", NULL};
-    const struct json *value = json_get(k->object, "quantization_config");
-    const struct json *method = json_get(value, "quant_method");
-    struct keys quant = *k;
-    const char *format, *scale_format;
-
-    if (keys_present(k, "compression_config"))
-        return error_set(k->err, "%s: \"compression_config\" (compressed tensors) is not supported",
-                         k->file);
-    if (!keys_present(k, "quantization_config"))
-        return 0;
-    if (!json_is(value, JSON_OBJECT))
-        return keys_refuse(k, "quantization_config", "null or an object");
-    quant.object = value;
-    quant.within = "quantization_config.";
-    if (!json_is(method, JSON_STRING))
-        return keys_refuse(&quant, "quant_method", "a string");
-    if (strcmp(json_string(method), "fp8") != 0)
-        return error_set(k->err,
-                         "%s: \"quantization_config.quant_method\" is \"%.64s\", which is not "
-                         "supported; supported is \"fp8\" with weight_block_size",
-                         k->file, json_string(method));
-    if (keys_choice_or(&quant, "fmt", "e4m3", formats, &format) ||
-        keys_choice_or(&quant, "scale_fmt", "float", scale_formats, &scale_format))
-        return -1;
-    c->quant_ue8m0 = strcmp(scale_format, "ue8m0") == 0;
-    return read_quant_block(&quant, c);
-}
-
-/* Mistral's spelling: a scale for each tensor. */
-static int read_params_quantization(const struct keys *k, struct model_config *c)
-{
-    const struct json *format = json_get(json_get(k->object, "quantization"), "qformat_weight");
-
-    if (!keys_present(k, "quantization"))
-        return 0;
-    if (!json_is(format, JSON_STRING) || strcmp(json_string(format), "fp8_e4m3") != 0)
-        return error_set(k->err,
-                         "%s: \"quantization\" is supported with \"qformat_weight\" \"fp8_e4m3\" "
-                         "alone",
-                         k->file);
-    c->quantization = QUANT_FP8_TENSOR;
-    return 0;
-}
-
 bool model_config_add_eos(struct model_config *config, int32_t id)
 {
     for (int i = 0; i < config->n_eos; i++)
@@ -389,9 +316,8 @@ static int read_config(struct model_config *c, const struct keys *k)
     if (!family)
         return -1;
     text.names = family->graph->names;
-    if (read_layers(c, &text, family) ||
-        read_quantization(keys_present(&text, "quantization_config") ? &text : k, c) ||
-        read_eos(&text, c) || (inner && read_eos(k, c)) ||
+    if (read_layers(c, &text, family) || config_quant_read(&text, k, c) || read_eos(&text, c) ||
+        (inner && read_eos(k, c)) ||
         keys_int_or(k, "bos_token_id", -1, 0, c->vocab_size - 1, &c->bos))
         return -1;
     return keys_int_or(&text, "bos_token_id", c->bos, 0, c->vocab_size - 1, &c->bos);
@@ -410,7 +336,7 @@ static int read_params(struct model_config *c, const struct keys *k)
                          "%s: no \"kv_lora_rank\": of Mistral's models those with multi-head "
                          "latent attention are supported",
                          k->file);
-    if (read_layers(c, &keys, &family_mistral_params) || read_params_quantization(k, c) ||
+    if (read_layers(c, &keys, &family_mistral_params) || config_quant_read_params(k, c) ||
         keys_bool_or(&keys, "use_load_balancing_bias", false, &router_bias))
         return -1;
     if (router_bias)

@@ -10,7 +10,8 @@
 
 enum { MODEL_MAX_LAYERS = 256, MODEL_MAX_EOS = 16 };
 
-enum quantization { QUANT_NONE, QUANT_FP8_BLOCK, QUANT_FP8_TENSOR };
+/* FP8 with a scale for each block or each matrix; whole numbers of four bits with one a group. */
+enum quantization { QUANT_NONE, QUANT_FP8_BLOCK, QUANT_FP8_TENSOR, QUANT_INT4 };
 
 struct model_config {
     char model_type[32]; /* as config.json says it: "deepseek_v3", "kimi_k2" */
@@ -49,8 +50,13 @@ struct model_config {
      * layer before that has one. */
     bool has_indexer[MODEL_MAX_LAYERS];
     enum quantization quantization;
-    int32_t quant_block[2]; /* weight_block_size: rows, columns that share a scale */
-    bool quant_ue8m0;       /* scale_fmt: scales, those of activations too, are powers of two */
+    int32_t quant_block[2]; /* rows, columns that share a scale; 0: all of a matrix */
+    bool quant_compressed;  /* tensors are called what compressed-tensors calls them */
+    /* Which matrices are quantized, by the file. Where there is a checkpoint, its tensors say. */
+    struct {
+        bool attention, dense, experts, shared, head;
+    } quantized;
+    bool quant_ue8m0; /* scale_fmt: scales, those of activations too, are powers of two */
 
     /* Tokens that end a generation: the union of config.json and generation_config.json, and what
      * the tokenizer's own files name, see model_config_add_eos. */

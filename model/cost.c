@@ -12,6 +12,14 @@ static double product_bytes(const struct model_config *c)
     return c->quantization == QUANT_FP8_BLOCK ? 1 : WEIGHT_BYTES;
 }
 
+/* Of an expert's, which a GPU keeps as INT4 too: half a byte, and a scale for each group. */
+static double expert_bytes(const struct model_config *c)
+{
+    bool int4 = c->quantization == QUANT_INT4 && c->quantized.experts;
+
+    return int4 ? 0.5 + WEIGHT_BYTES / I4_GROUP : product_bytes(c);
+}
+
 /* Elements of the matrices of a layer that every token is multiplied with. */
 static double attention_linear(const struct model_config *c)
 {
@@ -88,7 +96,7 @@ static struct step_cost token_cost(const struct model_config *c, double tokens, 
         double one = ffn_elements(c, c->moe_intermediate);
         double touched = experts * (1 - pow(1 - top_k / experts, tokens));
         add(&cost.linear, 4 * choices * c->hidden_size, 2 * choices * c->hidden_size * tokens);
-        add(&cost.moe, touched * one * each, 2 * one * top_k * tokens);
+        add(&cost.moe, touched * one * expert_bytes(c), 2 * one * top_k * tokens);
         add_matrix(&cost.moe, each, ffn_elements(c, c->shared_intermediate), tokens);
     }
     add_matrix(&cost.linear, WEIGHT_BYTES, (double)c->vocab_size * c->hidden_size, rows);

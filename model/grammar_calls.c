@@ -83,12 +83,40 @@ static struct pair_syntax pair_nodes(struct rules *r, const struct vocabulary_tr
     };
 }
 
+/* KEY=VALUE, of which values are JSON, which Python reads too but for three names, which its reader
+ * takes as well. */
+static struct pair_syntax python_nodes(struct rules *r)
+{
+    struct codepoint_set letters = {.count = 0}, others;
+
+    codepoint_set_add(&letters, 'A', 'Z');
+    codepoint_set_add(&letters, '_', '_');
+    codepoint_set_add(&letters, 'a', 'z');
+    others = letters;
+    codepoint_set_add(&others, '0', '9');
+    uint32_t first = rules_codepoints(r, letters, TEXT_PLAIN);
+    uint32_t more = rules_repeat(r, rules_codepoints(r, others, TEXT_PLAIN), 0, MAX_KEY - 1);
+    return (struct pair_syntax){
+        .key_begin = NODE_EMPTY,
+        .key_end = rules_text(r, "="),
+        .text_begin = NODE_EMPTY,
+        .json_begin = NODE_EMPTY,
+        .value_end = RULES_SEQUENCE(r, rules_text(r, ","), rules_optional(r, rules_text(r, " "))),
+        .after_key = NODE_EMPTY,
+        .after_value = NODE_EMPTY,
+        .key = RULES_SEQUENCE(r, first, more),
+        .text = NODE_NONE,
+    };
+}
+
 /* From behind the name, and what ends it, to the end of the call. */
 static uint32_t arguments_node(struct rules *r, const struct json *schema,
                                const struct vocabulary_trie *trie, const struct pair_syntax *pairs)
 {
     struct json_forms forms;
 
+    if (trie->call->arguments == ARGUMENTS_IN_PYTHON)
+        return RULES_SEQUENCE(r, schema_compile_pairs(r, schema, pairs), rules_text(r, ")"));
     if (trie->call->arguments == ARGUMENTS_IN_PAIRS)
         return RULES_SEQUENCE(r, pairs->after_value, schema_compile_pairs(r, schema, pairs),
                               syntax_node(r, trie, trie->call->tags->call_end));
@@ -109,6 +137,8 @@ uint32_t calls_compile(struct rules *rules, const struct json *list,
         return rules_fail(rules, "it must be an array of 1 to %d calls", (int)MAX_CALLS);
     if (trie->call->arguments == ARGUMENTS_IN_PAIRS)
         pairs = pair_nodes(rules, trie);
+    if (trie->call->arguments == ARGUMENTS_IN_PYTHON)
+        pairs = python_nodes(rules);
     if (!call_name_ends_in_pairs(trie->call))
         name_end = syntax_node(rules, trie, trie->call->name_end);
     for (const struct json *call = json_first(list); call; call = json_next(call)) {

@@ -29,7 +29,7 @@ struct pair_syntax {
     uint32_t value_end;
     uint32_t after_key, after_value; /* what may stand between the tags */
     uint32_t key;                    /* any key, where the schema names none */
-    uint32_t text;                   /* any text that a value may be */
+    uint32_t text;                   /* any text that a value may be; NODE_NONE: all are JSON */
     uint32_t character;              /* of a text whose length has bounds */
 };
 

@@ -59,9 +59,10 @@ struct model *model_load(const char *dir, const struct model_config *config, str
     return model;
 }
 
-uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes, bool keeps_fp8)
+uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes,
+                            const struct backend *be)
 {
-    return weights_bytes(config, matrix_bytes, keeps_fp8);
+    return weights_bytes(config, matrix_bytes, be);
 }
 
 size_t model_kv_token_bytes(const struct model_config *config, enum dtype kv_dtype)

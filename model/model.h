@@ -27,9 +27,10 @@ void model_free(struct model *model);
 /* Fills the KV cache with random numbers, for timing; one in FP8 stays as it is. */
 void model_randomize_cache(struct model *model);
 
-/* Bytes of weights, where matrices take `matrix_bytes` an element (BF16: 2); `keeps_fp8`: but for
- * those that stay FP8. */
-uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes, bool keeps_fp8);
+/* Bytes of weights, where matrices take `matrix_bytes` an element (BF16: 2), but for those that
+ * `be` keeps as FP8 or INT4 (NULL: none). */
+uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes,
+                            const struct backend *be);
 
 /* Bytes of KV cache that one token takes over all layers. */
 size_t model_kv_token_bytes(const struct model_config *config, enum dtype kv_dtype);

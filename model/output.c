@@ -8,9 +8,11 @@
  *              -> NAME        a call begins
  *   BETWEEN    -> NAME        the next call begins                       step_between, take_marker
  *              -> CONTENT     the section ends, or text comes            take_marker, fall_back
- *   NAME       -> ARGUMENTS   the name is whole                          step_name
+ *   NAME       -> ARGUMENTS   the name is whole                          step_name, step_head
  *              -> CONTENT     it is none                                 fall_back
+ *              -> BETWEEN     there was a call before it                 step_head
  *   ARGUMENTS  -> BETWEEN     the call ends                              end_call
+ *              -> NAME        and another may follow as it is            step_python
  *
  * `pending` holds the markers since the last part, for the case that they turn out to be content.
  */
@@ -18,7 +20,9 @@
 
 #include "base/memory.h"
 #include "model/output_format.h"
+#include "model/output_object.h"
 #include "model/output_pairs.h"
+#include "model/output_python.h"
 #include "model/output_scan.h"
 
 #include <stdlib.h>
@@ -27,6 +31,7 @@
 enum {
     MAX_SPACE = 64,     /* bytes of white space before an opening tag, or between markers */
     MAX_NAME = 256,     /* bytes of a function's name, with what stands around it */
+    MAX_HEAD = 512,     /* of all that stands before arguments that have no marker */
     MAX_DIGITS = 9,     /* of a call's number in an id */
     HELD_MAX = 1 << 28, /* far above a piece of text */
 };
@@ -44,7 +49,11 @@ struct output_parser {
     const struct call_syntax *syntax;
     int32_t call; /* index of the call, the next one outside calls */
     struct pairs pairs;
-    struct buffer json; /* what `pairs` made */
+    struct python_arguments python;
+    struct json_extent extent; /* ARGUMENTS_IN_OBJECT */
+    enum { IN_VALUE, BEFORE_BRACE, BEFORE_END } place;
+    bool follows;       /* NAME: right after another call */
+    struct buffer json; /* what `pairs` or `python` made */
     output_emit emit;   /* during push and finish */
     void *arg;
 };
@@ -124,13 +133,26 @@ static void fall_back(struct output_parser *p)
 
 /* ---- markers -------------------------------------------------------------------------------- */
 
-enum { M_SECTION_BEGIN, M_SECTION_END, M_CALL, M_LAST_CALL, M_NAME_END, M_END, M_LAST_END, N_M };
+enum {
+    M_SECTION_BEGIN,
+    M_SECTION_END,
+    M_CALL,
+    M_LAST_CALL,
+    M_NAME_END,
+    M_END,
+    M_LAST_END,
+    M_MESSAGE_END,
+    N_M
+};
 
 /* The markers that matter where calls may begin or end. Inside a call, `syntax` is its own. */
 static void list_markers(const struct output_parser *p, const struct call_syntax *syntax,
                          const char *markers[N_M])
 {
     memset(markers, 0, N_M * sizeof(*markers));
+    markers[M_MESSAGE_END] = p->format->message_end;
+    if (!p->options.parse_calls)
+        return;
     markers[M_SECTION_BEGIN] = p->format->section_begin;
     markers[M_SECTION_END] = p->in_section || syntax ? p->format->section_end : NULL;
     for (int i = 0; i < OUTPUT_MAX_SYNTAXES; i++)
@@ -158,6 +180,10 @@ static void take_marker(struct output_parser *p, int marker, size_t len)
         else
             emit_next(p, OUTPUT_CONTENT, len);
         p->in_section = false;
+    } else if (marker == M_MESSAGE_END) {
+        fall_back(p);
+        p->at += len;
+        p->state = BETWEEN;
     } else {
         if (!p->in_section) { /* the call opens one without saying so */
             p->in_section = true;
@@ -165,6 +191,7 @@ static void take_marker(struct output_parser *p, int marker, size_t len)
         }
         pend_next(p, len);
         p->syntax = &p->format->calls[marker - M_CALL];
+        p->follows = false;
         p->state = NAME;
     }
 }
@@ -213,13 +240,10 @@ static bool step_reasoning(struct output_parser *p, bool final)
 static bool step_content(struct output_parser *p, bool final)
 {
     const char *markers[N_M];
-    size_t plain = rest_len(p);
-    int found = -1;
+    int found;
 
-    if (p->options.parse_calls) {
-        list_markers(p, NULL, markers);
-        plain = marker_scan(rest(p), plain, markers, N_M, final, &found);
-    }
+    list_markers(p, NULL, markers);
+    size_t plain = marker_scan(rest(p), rest_len(p), markers, N_M, final, &found);
     emit_next(p, OUTPUT_CONTENT, plain);
     if (found < 0)
         return false;
@@ -288,6 +312,21 @@ static void name_of_id(const struct call_syntax *syntax, struct output_piece *pi
         piece->len -= digits + 1;
 }
 
+/* The same where the id follows the name after a marker. */
+static void id_behind_name(const struct call_syntax *syntax, struct output_piece *piece)
+{
+    size_t marker = strlen(syntax->id_begin);
+    const char *found = memmem(piece->text, piece->len, syntax->id_begin, marker);
+
+    if (!found)
+        return;
+    piece->id = found + marker;
+    piece->id_len = (size_t)(piece->text + piece->len - piece->id);
+    piece->len = (size_t)(found - piece->text);
+    if (piece->id_len == 0)
+        piece->id = NULL;
+}
+
 /* Emits the name if these bytes are one: not empty, no control characters. */
 static bool begin_call(struct output_parser *p, const char *text, size_t len)
 {
@@ -305,10 +344,19 @@ static bool begin_call(struct output_parser *p, const char *text, size_t len)
     piece.len = len;
     if (p->syntax->id_prefix)
         name_of_id(p->syntax, &piece);
+    if (p->syntax->id_begin)
+        id_behind_name(p->syntax, &piece);
     if (piece.len == 0)
         return false;
     p->emit(p->arg, &piece);
-    pairs_begin(&p->pairs, p->syntax->tags, find_parameters(p, piece.text, piece.len));
+    const struct json *parameters = find_parameters(p, piece.text, piece.len);
+    pairs_begin(&p->pairs, p->syntax->tags, parameters);
+    p->python = (struct python_arguments){.parameters = parameters, .end = p->syntax->ends[0]};
+    p->extent = (struct json_extent){.depth = 0};
+    p->place = IN_VALUE;
+    buffer_clear(&p->pending);
+    p->section_used = true;
+    p->state = ARGUMENTS;
     return true;
 }
 
@@ -327,10 +375,47 @@ static bool step_name(struct output_parser *p, bool final)
         fall_back(p);
         return true;
     }
-    buffer_clear(&p->pending);
     p->at += plain + (in_pairs ? 0 : strlen(markers[found])); /* tags are for pairs_read */
-    p->section_used = true;
-    p->state = ARGUMENTS;
+    return true;
+}
+
+/* What a head that is none means: content, or after a call its end. */
+static bool no_head(struct output_parser *p)
+{
+    if (p->follows)
+        p->state = BETWEEN;
+    else
+        fall_back(p);
+    return true;
+}
+
+/* NAME, where name and arguments are written together. */
+static bool step_head(struct output_parser *p, bool final)
+{
+    bool python = p->syntax->arguments == ARGUMENTS_IN_PYTHON;
+    size_t len = rest_len(p), used;
+    struct call_head head;
+    enum call_reading reading = CALL_IS_OTHER;
+
+    if (p->follows)
+        reading = python_calls_end(rest(p), len, p->syntax->ends[0], &used);
+    if (reading == CALL_NEEDS && !final)
+        return false;
+    if (reading != CALL_IS_OTHER) {
+        p->at += reading == CALL_READ ? used : len;
+        return no_head(p);
+    }
+    reading =
+        python ? python_call_head(rest(p), len, &head) : object_call_head(rest(p), len, &head);
+    if (reading == CALL_NEEDS && !final && len <= MAX_HEAD)
+        return false;
+    if (reading != CALL_READ || head.used > MAX_HEAD || !begin_call(p, head.name, head.name_len))
+        return no_head(p);
+    p->at += head.used;
+    if (head.no_arguments) {
+        emit(p, OUTPUT_CALL_ARGUMENTS, "{}", 2);
+        p->place = BEFORE_END;
+    }
     return true;
 }
 
@@ -353,6 +438,72 @@ static bool step_pairs(struct output_parser *p, bool final)
     return ended;
 }
 
+static bool step_python(struct output_parser *p, bool final)
+{
+    bool ended;
+
+    buffer_clear(&p->json);
+    p->at += python_arguments_read(&p->python, rest(p), rest_len(p), final, &p->json, &ended);
+    emit(p, OUTPUT_CALL_ARGUMENTS, p->json.data, p->json.len);
+    if (ended) {
+        end_call(p);
+        p->follows = true;
+        p->state = NAME;
+    }
+    return ended;
+}
+
+/* After the value of the arguments: the brace, then the end of the call. */
+static bool step_behind_value(struct output_parser *p, bool final)
+{
+    const char *end = p->syntax->ends[0];
+    size_t used = 0;
+
+    if (p->place == BEFORE_BRACE) {
+        if (object_call_tail(rest(p), rest_len(p), &used) == CALL_NEEDS && !final)
+            return false;
+        p->at += used;
+        p->place = BEFORE_END;
+    }
+    size_t space = space_prefix(rest(p), rest_len(p));
+    enum match match = end ? marker_at(rest(p) + space, rest_len(p) - space, end) : MATCH_NONE;
+    if (match == MATCH_PARTIAL && !final)
+        return false;
+    if (match == MATCH_FULL)
+        p->at += space + strlen(end);
+    end_call(p);
+    return true;
+}
+
+/* A marker in the middle of the value ends the call, too. */
+static bool step_object(struct output_parser *p, bool final)
+{
+    const char *markers[N_M];
+    bool ended;
+    int found;
+
+    if (p->place != IN_VALUE)
+        return step_behind_value(p, final);
+    list_markers(p, p->syntax, markers);
+    markers[M_NAME_END] = NULL;
+    size_t plain = marker_scan(rest(p), rest_len(p), markers, N_M, final, &found);
+    size_t space = p->extent.begun ? 0 : space_prefix(rest(p), plain);
+    p->at += space;
+    plain -= space;
+    size_t len = json_extent_read(&p->extent, rest(p), plain, &ended);
+    emit_next(p, OUTPUT_CALL_ARGUMENTS, len);
+    if (ended) {
+        p->place = BEFORE_BRACE;
+        return true;
+    }
+    if (found < 0)
+        return false;
+    if (found == M_END)
+        p->at += strlen(markers[found]);
+    end_call(p);
+    return true;
+}
+
 static bool step_arguments(struct output_parser *p, bool final)
 {
     const char *markers[N_M];
@@ -360,6 +511,10 @@ static bool step_arguments(struct output_parser *p, bool final)
 
     if (p->syntax->arguments == ARGUMENTS_IN_PAIRS)
         return step_pairs(p, final);
+    if (p->syntax->arguments == ARGUMENTS_IN_OBJECT)
+        return step_object(p, final);
+    if (p->syntax->arguments == ARGUMENTS_IN_PYTHON)
+        return step_python(p, final);
     list_markers(p, p->syntax, markers);
     markers[M_NAME_END] = NULL;
     size_t plain = marker_scan(rest(p), rest_len(p), markers, N_M, final, &found);
@@ -384,7 +539,8 @@ static bool step(struct output_parser *p, bool final)
     case BETWEEN:
         return step_between(p, final);
     case NAME:
-        return step_name(p, final);
+        return p->syntax->arguments >= ARGUMENTS_IN_OBJECT ? step_head(p, final)
+                                                           : step_name(p, final);
     case ARGUMENTS:
         break;
     }

@@ -40,13 +40,16 @@ struct output_format;
 /* The format whose markers the vocabulary has; if none, "think" or "plain". Never NULL. */
 const struct output_format *output_format_find(const struct tokenizer *tok);
 
-/* By name: deepseek_v32, deepseek, kimi, glm, mistral, think (reasoning only), plain (content
- * only). NULL when there is none of that name. */
+/* By name: deepseek_v32, deepseek, kimi, glm, mistral, longcat, gigachat3, minicpm3, think
+ * (reasoning only), plain (content only). NULL when there is none of that name. */
 const struct output_format *output_format_by_name(const char *name);
 
 const char *output_format_name(const struct output_format *format);
 bool output_format_has_calls(const struct output_format *format);
 bool output_format_has_reasoning(const struct output_format *format);
+
+/* Whether an id of a call must have nine letters and digits, as Mistral's templates ask. */
+bool output_format_has_short_ids(const struct output_format *format);
 
 /* The ids of the format's markers that the vocabulary has; returns how many. Their text must reach
  * the parser even where special tokens are left out of the text. */

@@ -7,6 +7,9 @@
 #define FENCE_BEGIN "\n```json\n"
 #define FENCE_END   "\n```"
 
+#define OBJECT_BEGIN    "{\"name\": \""
+#define OBJECT_NAME_END "\", \"arguments\": "
+
 static const struct output_format formats[] = {
     /* DeepSeek V3.2, whose vocabulary also has the markers of V3.1. */
     {
@@ -76,13 +79,52 @@ static const struct output_format formats[] = {
                    "</arg_value>", MARKER_THINK_BEGIN, MARKER_THINK_END},
         .required = 6,
     },
-    /* Mistral, since version 13 of its tokenizers. */
+    /* Mistral, since version 11 of its tokenizers; that one has ids, later ones have not. */
     {
         .name = "mistral",
         .think_begin = "[THINK]",
         .think_end = "[/THINK]",
-        .calls = {{.begin = "[TOOL_CALLS]", .name_end = "[ARGS]"}},
-        .tokens = {"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"},
+        .calls = {{.begin = "[TOOL_CALLS]", .name_end = "[ARGS]", .id_begin = "[CALL_ID]"}},
+        .tokens = {"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"},
+        .required = 2,
+    },
+    /* LongCat-Flash. */
+    {
+        .name = "longcat",
+        .think_begin = "<longcat_think>",
+        .think_end = "</longcat_think>",
+        .calls = {{.begin = "<longcat_tool_call>",
+                   .name_end = OBJECT_NAME_END,
+                   .ends = {"</longcat_tool_call>"},
+                   .arguments = ARGUMENTS_IN_OBJECT,
+                   .forced = "<longcat_tool_call>\n" OBJECT_BEGIN}},
+        .tokens = {"<longcat_tool_call>", "</longcat_tool_call>", "<longcat_think>",
+                   "</longcat_think>"},
+        .required = 2,
+    },
+    /* GigaChat 3: a call is a message of its own, after what the assistant says. */
+    {
+        .name = "gigachat3",
+        .message_end = "<|message_sep|>",
+        .calls = {{.begin = "function call<|role_sep|>\n",
+                   .name_end = OBJECT_NAME_END,
+                   .arguments = ARGUMENTS_IN_OBJECT,
+                   .forced = "<|message_sep|>\n\nfunction call<|role_sep|>\n" OBJECT_BEGIN}},
+        .tokens = {"<|role_sep|>", "<|message_sep|>"},
+        .required = 2,
+    },
+    /* MiniCPM 3. */
+    {
+        .name = "minicpm3",
+        .think_begin = "<|thought_start|>",
+        .think_end = "<|thought_end|>",
+        .calls = {{.begin = "<|tool_call_start|>",
+                   .name_end = "(",
+                   .ends = {"<|tool_call_end|>"},
+                   .arguments = ARGUMENTS_IN_PYTHON,
+                   .forced = "<|tool_call_start|>\n```python\n"}},
+        .tokens = {"<|tool_call_start|>", "<|tool_call_end|>", "<|thought_start|>",
+                   "<|thought_end|>"},
         .required = 2,
     },
     /* Vocabularies that have the tags only, and those that have nothing. */
@@ -136,6 +178,11 @@ bool output_format_has_calls(const struct output_format *format)
 bool output_format_has_reasoning(const struct output_format *format)
 {
     return format->think_begin != NULL;
+}
+
+bool output_format_has_short_ids(const struct output_format *format)
+{
+    return format->calls[0].id_begin != NULL;
 }
 
 int output_format_marker_ids(const struct output_format *format, const struct tokenizer *tok,

@@ -9,10 +9,14 @@ enum { OUTPUT_MAX_SYNTAXES = 2 };
 
 enum output_arguments {
     ARGUMENTS_AS_THEY_ARE,
-    ARGUMENTS_IN_PAIRS, /* keys and values in tags: see output_pairs.h */
+    ARGUMENTS_IN_PAIRS,  /* keys and values in tags: see output_pairs.h */
+    ARGUMENTS_IN_OBJECT, /* a JSON object has name and arguments: see output_object.h */
+    ARGUMENTS_IN_PYTHON, /* calls of Python in a fence: see output_python.h */
 };
 
-/* One way to write a call: begin, name, name_end, arguments, one of the ends. */
+/* One way to write a call: begin, name, name_end, arguments, one of the ends. Where name and
+ * arguments are written together, `forced` and `name_end` are how a call that must come is begun.
+ */
 struct call_syntax {
     const char *begin;
     const char *name_end;
@@ -21,6 +25,7 @@ struct call_syntax {
     /* What stands around the name, which is then the id of the call; NULL: the name is plain. A
      * number follows `id_separator`. */
     const char *id_prefix, *id_separator;
+    const char *id_begin;         /* after the name, before the call's id; NULL: it has none */
     const struct pair_tags *tags; /* ARGUMENTS_IN_PAIRS */
     const char *forced;           /* how a call that must come is begun; NULL: by `begin` */
 };
@@ -34,6 +39,7 @@ struct output_format {
     const char *think_begin, *think_end; /* NULL: no reasoning */
     bool calls_end_reasoning;
     const char *section_begin, *section_end; /* around all calls; NULL: nothing */
+    const char *message_end; /* after content and after a call: left out; NULL: nothing */
     /* Two that begin alike are told apart by the longer beginning. The first one is used to force
      * a call. Without a `begin`: none. */
     struct call_syntax calls[OUTPUT_MAX_SYNTAXES];

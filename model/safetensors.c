@@ -59,8 +59,8 @@ static const struct {
     const char *name;
     enum dtype dtype;
 } dtypes[] = {
-    {"F32", DTYPE_F32},         {"F16", DTYPE_F16}, {"BF16", DTYPE_BF16},
-    {"F8_E4M3", DTYPE_F8_E4M3}, {"I32", DTYPE_I32}, {"I64", DTYPE_I64},
+    {"F32", DTYPE_F32}, {"F16", DTYPE_F16}, {"BF16", DTYPE_BF16},       {"F8_E4M3", DTYPE_F8_E4M3},
+    {"I32", DTYPE_I32}, {"I64", DTYPE_I64}, {"F8_E8M0", DTYPE_F8_E8M0},
 };
 
 /* ---- one tensor's description -------------------------------------------------------------- */

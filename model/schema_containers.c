@@ -291,7 +291,7 @@ static uint32_t pairs_node(struct schema_compiler *c, const struct object *o)
     c->pairs = NULL;
     for (; n < o->count && !c->rules->failed; n++) {
         const struct property *p = &o->properties[n];
-        c->text = is_text(c, p) ? s : NULL;
+        c->text = s->text != NODE_NONE && is_text(c, p) ? s : NULL;
         nodes[n] = pair_node(c, s, rules_text(c->rules, p->name),
                              c->text ? s->text_begin : s->json_begin, value_node(c, p));
         if (!p->required)

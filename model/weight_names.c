@@ -13,7 +13,7 @@ struct rename {
 
 struct weight_naming {
     const char *embedding; /* by which it is recognised */
-    const char *scale;     /* what takes the place of "weight" in the names of FP8 scales */
+    const char *scale;     /* see struct weight_names */
     bool halves;           /* two layers of ours are one of theirs, and '#' in a rule which */
     struct rename rules[24];
 };
@@ -131,6 +131,7 @@ struct weight_names weight_names_find(const struct model_config *config,
     struct weight_item fused = {.part = FUSED_GATE_UP};
     char name[WEIGHT_NAME_BYTES];
 
+    names.scale = config->quant_compressed ? "weight_scale" : names.naming->scale;
     while (fused.layer < config->layers && !config->is_moe[fused.layer])
         fused.layer++;
     theirs(names.naming, &fused, 0, name);
@@ -173,8 +174,7 @@ void weight_scale_name(const struct weight_names *names, const char *name,
     size_t len = strlen(name), weight = strlen("weight");
 
     if (len > weight && strcmp(name + len - weight, "weight") == 0)
-        snprintf(out, WEIGHT_NAME_BYTES + 16, "%.*s%s", (int)(len - weight), name,
-                 names->naming->scale);
+        snprintf(out, WEIGHT_NAME_BYTES + 16, "%.*s%s", (int)(len - weight), name, names->scale);
     else
         snprintf(out, WEIGHT_NAME_BYTES + 16, "%s_scale_inv", name);
 }

@@ -9,6 +9,7 @@ struct weight_naming;
 
 struct weight_names {
     const struct weight_naming *naming;
+    const char *scale;  /* what takes the place of "weight" in the names of scales */
     bool fused_experts; /* all of a layer in one tensor, gate and up as one (transformers 5) */
 };
 
@@ -27,7 +28,7 @@ struct weight_place {
 struct weight_place weight_place(const struct weight_names *names, const struct weight_item *item,
                                  int32_t expert);
 
-/* The name of the scales of the FP8 tensor `name`. */
+/* The name of the scales of the tensor `name`. */
 void weight_scale_name(const struct weight_names *names, const char *name,
                        char out[WEIGHT_NAME_BYTES + 16]);
 

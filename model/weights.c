@@ -3,19 +3,18 @@
  * Every tensor is first looked up and checked, then takes its memory on the backend. Then threads
  * take pieces of tensors, whole rows of at most STAGE_BYTES, off one list: read a piece into the
  * thread's staging memory (page-locked where that makes copies fast), upload it, take the next one.
- * While one thread's piece is copied the others read. FP8 stays as it is where the backend keeps
- * it; else the thread that read it multiplies it out. Tensors that the graph has no place for (the
- * multi-token prediction layer after the last, rotary inv_freq) are never looked at. */
+ * While one thread's piece is copied the others read. FP8 and INT4 stay as they are where the
+ * backend keeps them; else the thread that read them multiplies them out. Tensors that the graph
+ * has no place for (the multi-token prediction layer after the last, rotary inv_freq) are never
+ * looked at. */
 #include "model/weights.h"
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "kernels/widen.h"
-#include "model/dequant.h"
-#include "model/safetensors.h"
 #include "model/weight_list.h"
-#include "model/weight_names.h"
+#include "model/weight_source.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -24,7 +23,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { STAGE_BYTES = 8 << 20, MAX_READERS = 16, SHAPE_TEXT_BYTES = 96 };
+enum { STAGE_BYTES = 8 << 20, MAX_READERS = 16 };
 
 /* Rows of a tensor that are read in one go. */
 struct piece {
@@ -34,11 +33,10 @@ struct piece {
 
 struct loader {
     const struct model_config *config;
-    struct safetensors *st;
+    struct checkpoint files;
     struct backend *be;
     const atomic_int *cancel;
     struct weight_list list;
-    struct weight_names names;
     struct piece *pieces;
     int64_t n_pieces;
 
@@ -55,167 +53,49 @@ struct reader {
     struct loader *l;
     pthread_t thread;
     void *stage; /* STAGE_BYTES */
-    void *raw;   /* an FP8 piece as it is stored, or the scales as they are; grows */
-    size_t raw_size;
-    float *scales;
-    size_t scales_size;
+    struct weight_scratch scratch;
 };
 
 /* ---- looking tensors up ------------------------------------------------------------------- */
-
-static const char *shape_text(char out[SHAPE_TEXT_BYTES], const struct tensor *t)
-{
-    int used = snprintf(out, SHAPE_TEXT_BYTES, "(");
-
-    for (int i = 0; i < t->rank; i++)
-        used += snprintf(out + used, (size_t)(SHAPE_TEXT_BYTES - used), "%s%lld", i ? ", " : "",
-                         (long long)t->shape[i]);
-    snprintf(out + used, (size_t)(SHAPE_TEXT_BYTES - used), ")");
-    return out;
-}
 
 static bool cancelled(const atomic_int *cancel)
 {
     return cancel && atomic_load(cancel);
 }
 
-/* Looks the tensor up; its shape must be that of `want`. */
-static int find_tensor(const struct loader *l, const char *name, const struct tensor *want,
-                       struct tensor *info, struct error *err)
+/* Whether what is stored can be uploaded as it is. FP8 must begin with a block; INT4 have groups
+ * that I4_GROUP divides and BF16 scales. */
+static bool whole_blocks(const struct loader *l, const struct weight_source *s, int64_t first_row)
 {
-    char expected[SHAPE_TEXT_BYTES], found[SHAPE_TEXT_BYTES];
-    bool same;
-
-    if (safetensors_info(l->st, name, info, err))
-        return -1;
-    same = info->rank == want->rank;
-    for (int i = 0; same && i < want->rank; i++)
-        same = info->shape[i] == want->shape[i];
-    if (!same)
-        return error_set(err, "%s: tensor \"%s\" must have shape %s by config.json, found %s",
-                         safetensors_file(l->st, name), name, shape_text(expected, want),
-                         shape_text(found, info));
-    if (info->dtype == DTYPE_I32 || info->dtype == DTYPE_I64)
-        return error_set(err, "%s: tensor \"%s\" holds whole numbers, not floats",
-                         safetensors_file(l->st, name), name);
-    return 0;
-}
-
-/* The number of rows and columns of an FP8 matrix that share a scale. */
-static void scale_block(const struct loader *l, const struct tensor *info, int64_t block[2])
-{
-    bool whole = l->config->quantization == QUANT_FP8_TENSOR;
-
-    block[0] = whole ? info->shape[info->rank - 2] : l->config->quant_block[0];
-    block[1] = whole ? info->shape[info->rank - 1] : l->config->quant_block[1];
-}
-
-/* The scales of an FP8 matrix: one for each block, or one alone, which has any rank. */
-static int find_scales(const struct loader *l, const char *name, const struct tensor *info,
-                       char scale_name[WEIGHT_NAME_BYTES + 16], struct tensor *scales,
-                       struct error *err)
-{
-    bool whole = l->config->quantization == QUANT_FP8_TENSOR;
-    struct tensor want = {.rank = 2};
-    int64_t block[2];
-
-    if (l->config->quantization == QUANT_NONE || info->rank < 2)
-        return error_set(
-            err, "%s: tensor \"%s\" is F8_E4M3, but %s", safetensors_file(l->st, name), name,
-            info->rank < 2 ? "only matrices can be" : "config.json has no quantization_config");
-    weight_scale_name(&l->names, name, scale_name);
-    scale_block(l, info, block);
-    for (int i = 0; i < 2; i++)
-        want.shape[i] = (info->shape[i] + block[i] - 1) / block[i];
-    if (whole && safetensors_info(l->st, scale_name, &want, err))
-        return error_prefix(err, "the scale of an FP8 tensor");
-    if (whole && tensor_elements(&want) != (info->rank == 3 ? info->shape[0] : 1))
-        return error_set(err, "%s: tensor \"%s\" must hold one number a matrix",
-                         safetensors_file(l->st, scale_name), scale_name);
-    if (find_tensor(l, scale_name, &want, scales, err))
-        return error_prefix(err, "the scales of an FP8 tensor");
-    if (scales->dtype == DTYPE_F8_E4M3)
-        return error_set(err, "%s: tensor \"%s\" can't be F8_E4M3 itself",
-                         safetensors_file(l->st, scale_name), scale_name);
-    return 0;
+    if (s->info.dtype == DTYPE_I4)
+        return s->scales.dtype == DTYPE_BF16 && s->block[1] % I4_GROUP == 0;
+    return l->config->quantization == QUANT_FP8_BLOCK && first_row % s->block[0] == 0;
 }
 
 /* Checks the item's tensors. `*dtype`: theirs, or F32 for experts that differ. */
 static int check_item(const struct loader *l, const struct weight_item *item, enum dtype *dtype,
                       struct error *err)
 {
-    struct tensor info, scales;
-    char scale_name[WEIGHT_NAME_BYTES + 16];
+    struct weight_source source;
 
     for (int32_t e = 0; e == 0 || e < item->experts; e++) {
-        struct weight_place place = weight_place(&l->names, item, e);
-        if (find_tensor(l, place.name, &place.want, &info, err))
+        struct weight_place place = weight_place(&l->files.names, item, e);
+        if (weight_source_find(&l->files, &place, &source, err))
             return -1;
-        if (info.dtype == DTYPE_F8_E4M3) {
-            if (find_scales(l, place.name, &info, scale_name, &scales, err))
-                return -1;
-            if (l->config->quantization != QUANT_FP8_BLOCK ||
-                place.first_row % l->config->quant_block[0] != 0) /* in the middle of a block */
-                info.dtype = DTYPE_F32;
-        }
-        *dtype = e == 0 || *dtype == info.dtype ? info.dtype : DTYPE_F32;
+        bool widened = weight_source_scaled(&source) && !whole_blocks(l, &source, place.first_row);
+        enum dtype found = widened ? DTYPE_F32 : source.info.dtype;
+        *dtype = e == 0 || *dtype == found ? found : DTYPE_F32;
     }
     return 0;
 }
 
 /* ---- reading (any thread) ----------------------------------------------------------------- */
 
-static void *grow(void **block, size_t *size, size_t wanted)
-{
-    if (*size < wanted) {
-        free(*block); /* its contents need not be copied */
-        *block = mem_alloc(wanted);
-        *size = wanted;
-    }
-    return *block;
-}
-
-/* Reads the block scales of an FP8 matrix as F32. */
-static int read_scales(struct reader *r, const char *name, const struct tensor *info,
-                       struct error *err)
-{
-    char scale_name[WEIGHT_NAME_BYTES + 16];
-    struct tensor scales;
-
-    if (find_scales(r->l, name, info, scale_name, &scales, err))
-        return -1;
-    size_t n = (size_t)tensor_elements(&scales);
-    float *out = grow((void **)&r->scales, &r->scales_size, n * sizeof(float));
-    void *raw = grow(&r->raw, &r->raw_size, tensor_bytes(&scales));
-    if (safetensors_read(r->l->st, scale_name, raw, err))
-        return -1;
-    widen_to_f32(out, raw, scales.dtype, (int64_t)n);
-    return 0;
-}
-
-/* Reads `rows` rows of an FP8 matrix and leaves them in the stage as `dtype`. */
-static int read_fp8(struct reader *r, const char *name, const struct tensor *info,
-                    int64_t first_row, int64_t rows, enum dtype dtype, struct error *err)
-{
-    struct fp8_matrix matrix = {.cols = info->shape[info->rank - 1]};
-    size_t bytes = (size_t)(rows * matrix.cols);
-
-    if (read_scales(r, name, info, err))
-        return -1;
-    scale_block(r->l, info, matrix.block);
-    matrix.scales = r->scales;
-    uint8_t *raw = grow(&r->raw, &r->raw_size, bytes);
-    if (safetensors_read_part(r->l->st, name, (uint64_t)(first_row * matrix.cols), bytes, raw, err))
-        return -1;
-    dequant_fp8_rows(r->stage, dtype, raw, &matrix, first_row, rows);
-    return 0;
-}
-
 /* Leaves a vector in the stage as floats times its scale. */
 static void scale_vector(struct reader *r, struct tensor *host, float scale)
 {
     int64_t n = tensor_elements(host);
-    void *raw = grow(&r->raw, &r->raw_size, tensor_bytes(host));
+    void *raw = weight_scratch_raw(&r->scratch, tensor_bytes(host));
     float *out = r->stage;
 
     memcpy(raw, r->stage, tensor_bytes(host));
@@ -225,52 +105,87 @@ static void scale_vector(struct reader *r, struct tensor *host, float scale)
     host->dtype = DTYPE_F32;
 }
 
+/* Where a piece begins among all rows of its item. */
+static int64_t first_row_on_backend(const struct weight_item *item, const struct piece *p)
+{
+    return p->expert * item->rows + p->first_row;
+}
+
 /* The scales of an item, or of its expert, that stays FP8. */
 static int upload_scales(struct reader *r, const struct weight_item *item, int32_t expert,
-                         const struct weight_place *place, const struct tensor *info,
-                         struct error *err)
+                         const struct weight_source *source, int64_t first_row, struct error *err)
 {
-    const int32_t *block = r->l->config->quant_block;
-    int64_t columns = item->cols / block[1], n = (item->rows + block[0] - 1) / block[0] * columns;
+    const int64_t *block = source->block;
+    int64_t n = (item->rows + block[0] - 1) / block[0] * (item->cols / block[1]);
     struct tensor dst = {.data = item->dst->scales,
                          .dtype = DTYPE_F32,
                          .rank = 1,
                          .shape = {n * (item->experts ? item->experts : 1)}};
     struct tensor host = {.dtype = DTYPE_F32, .rank = 1, .shape = {n}};
 
-    if (read_scales(r, place->name, info, err))
+    if (weight_source_read_scales(&r->l->files, source, first_row, item->rows, &r->scratch, err))
         return -1;
-    host.data = r->scales + place->first_row / block[0] * columns;
+    host.data = r->scratch.scales;
     return r->l->be->ops->upload(r->l->be, &dst, expert * n, &host, err);
+}
+
+/* The scales of rows that stay INT4, as BF16, which they come as: those of wider groups repeated.
+ */
+static int upload_group_scales(struct reader *r, const struct weight_item *item,
+                               const struct piece *p, const struct weight_source *source,
+                               struct error *err)
+{
+    int64_t row = item->cols / I4_GROUP, n = p->rows * row, repeats = source->block[1] / I4_GROUP;
+    int64_t theirs = (item->cols + source->block[1] - 1) / source->block[1];
+    struct tensor dst = {.data = item->dst->group_scales,
+                         .dtype = DTYPE_BF16,
+                         .rank = 1,
+                         .shape = {item->rows * row * (item->experts ? item->experts : 1)}};
+    struct tensor host = {.dtype = DTYPE_BF16, .rank = 1, .shape = {n}};
+
+    if (weight_source_read_scales(&r->l->files, source, p->first_row, p->rows, &r->scratch, err))
+        return -1;
+    uint16_t *scales = weight_scratch_raw(&r->scratch, (size_t)n * sizeof(*scales));
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &r->scratch.scales[i / row * theirs + i % row / repeats], sizeof(bits));
+        scales[i] = (uint16_t)(bits >> 16);
+    }
+    host.data = scales;
+    return r->l->be->ops->upload(r->l->be, &dst, first_row_on_backend(item, p) * row, &host, err);
 }
 
 static int load_piece(struct reader *r, const struct piece *p, struct error *err)
 {
     const struct weight_item *item = &r->l->list.items[p->item];
-    struct weight_place place = weight_place(&r->l->names, item, p->expert);
+    const struct checkpoint *files = &r->l->files;
+    struct weight_place place = weight_place(&files->names, item, p->expert);
     int64_t row_elements = weight_row_elements(item), row = place.first_row + p->first_row;
     struct tensor host = {.data = r->stage, .rank = 1, .shape = {p->rows * row_elements}};
-    struct tensor info;
+    struct weight_source source;
+    int rc;
 
-    if (safetensors_info(r->l->st, place.name, &info, err))
+    if (weight_source_find(files, &place, &source, err))
         return -1;
-    host.dtype = info.dtype;
+    host.dtype = source.info.dtype;
     atomic_fetch_add(&r->l->bytes_read, (int64_t)tensor_bytes(&host));
-    if (info.dtype == DTYPE_F8_E4M3 && item->dst->dtype != DTYPE_F8_E4M3) {
+    if (weight_source_scaled(&source) && item->dst->dtype != source.info.dtype) {
         host.dtype = item->dst->dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
-        if (read_fp8(r, place.name, &info, row, p->rows, host.dtype, err))
-            return -1;
+        rc = weight_source_widen(files, &source, row, p->rows, host.dtype, r->stage, &r->scratch,
+                                 err);
     } else {
-        uint64_t first = (uint64_t)(row * row_elements) * dtype_size(info.dtype);
-        if (safetensors_read_part(r->l->st, place.name, first, tensor_bytes(&host), r->stage, err))
-            return -1;
+        rc = weight_source_read(files, &source, row, p->rows, r->stage, err);
     }
+    if (rc)
+        return -1;
     if (item->scale != 1)
         scale_vector(r, &host, item->scale);
     if (item->dst->dtype == DTYPE_F8_E4M3 && p->first_row == 0 &&
-        upload_scales(r, item, p->expert, &place, &info, err))
+        upload_scales(r, item, p->expert, &source, place.first_row, err))
         return -1;
-    int64_t at = p->expert * weight_elements(item) + p->first_row * row_elements;
+    if (item->dst->dtype == DTYPE_I4 && upload_group_scales(r, item, p, &source, err))
+        return -1;
+    int64_t at = first_row_on_backend(item, p) * row_elements;
     if (r->l->be->ops->upload(r->l->be, item->dst, at, &host, err))
         return error_prefix(err, "%s", place.name);
     return 0;
@@ -322,32 +237,42 @@ static void add_pieces(struct loader *l, int32_t index, int64_t *capacity)
     }
 }
 
-/* Whether the backend can keep an item of FP8 as it is. */
-static bool can_keep_fp8(const struct loader *l, const struct weight_item *item)
+/* Whether the backend can keep an item that comes as `dtype` as it is. */
+static bool can_keep(const struct loader *l, const struct weight_item *item, enum dtype dtype)
 {
     const struct model_config *c = l->config;
 
-    return l->be->keeps_fp8 && item->use == WEIGHT_MATRIX && c->quantization == QUANT_FP8_BLOCK &&
-           c->quant_block[0] == 128 && c->quant_block[1] == 128 && item->rows % 8 == 0 &&
-           item->cols > 0 && item->cols % 128 == 0;
+    if (item->use != WEIGHT_MATRIX || item->rows % 8 || item->cols == 0 || item->cols % 128)
+        return false;
+    if (dtype == DTYPE_I4)
+        return item->experts > 0 && l->be->keeps_int4;
+    return dtype == DTYPE_F8_E4M3 && l->be->keeps_fp8 && c->quantization == QUANT_FP8_BLOCK &&
+           c->quant_block[0] == 128 && c->quant_block[1] == 128;
 }
 
-/* FP8 items that the backend can't keep, with those that go with them, will be multiplied out. */
-static void choose_fp8(const struct loader *l, enum dtype *dtypes)
+/* Whether two items have to stay narrow together. INT4 experts may have wide shared ones beside. */
+static bool go_together(const struct loader *l, const struct weight_item *a,
+                        const struct weight_item *b)
+{
+    if (l->config->quantization == QUANT_INT4 && (a->experts > 0) != (b->experts > 0))
+        return false;
+    return a->together != 0 && a->together == b->together;
+}
+
+/* FP8 and INT4 items that the backend can't keep, with those that go with them, will be multiplied
+ * out. */
+static void choose_narrow(const struct loader *l, enum dtype *dtypes)
 {
     const struct weight_item *items = l->list.items;
     int last = l->list.n;
 
     for (int i = 0; i < l->list.n; i = last) {
         bool keep = true;
-        for (last = i;
-             last < l->list.n &&
-             (last == i || (items[i].together != 0 && items[last].together == items[i].together));
+        for (last = i; last < l->list.n && (last == i || go_together(l, &items[i], &items[last]));
              last++)
-            keep &= items[last].use != WEIGHT_MATRIX ||
-                    (dtypes[last] == DTYPE_F8_E4M3 && can_keep_fp8(l, &items[last]));
+            keep &= can_keep(l, &items[last], dtypes[last]) && dtypes[last] == dtypes[i];
         for (int j = i; j < last; j++)
-            if (dtypes[j] == DTYPE_F8_E4M3 && (!keep || items[j].use != WEIGHT_MATRIX))
+            if (!keep && (dtypes[j] == DTYPE_F8_E4M3 || dtypes[j] == DTYPE_I4))
                 dtypes[j] = DTYPE_F32;
     }
 }
@@ -361,7 +286,7 @@ static int prepare(struct loader *l)
 
     for (int i = 0; i < l->list.n && rc == 0; i++)
         rc = check_item(l, &l->list.items[i], &dtypes[i], l->err);
-    choose_fp8(l, dtypes);
+    choose_narrow(l, dtypes);
     for (int i = 0; i < l->list.n && rc == 0; i++) {
         struct weight_item *item = &l->list.items[i];
         int rank = weight_shape(item, shape);
@@ -369,7 +294,7 @@ static int prepare(struct loader *l)
             rc = error_set(l->err, "loading the model was cancelled");
         else if (l->be->ops->alloc_weight(l->be, item->dst, item->use, dtypes[i], rank, shape,
                                           l->err))
-            rc = error_prefix(l->err, "%s", weight_place(&l->names, item, 0).name);
+            rc = error_prefix(l->err, "%s", weight_place(&l->files.names, item, 0).name);
         else
             add_pieces(l, i, &capacity);
     }
@@ -408,8 +333,7 @@ static int read_all(struct loader *l)
     for (int i = 0; i < started; i++) {
         pthread_join(readers[i].thread, NULL);
         op->stage_free(l->be, readers[i].stage);
-        free(readers[i].raw);
-        free(readers[i].scales);
+        weight_scratch_free(&readers[i].scratch);
     }
     if (atomic_load(&l->failed))
         return -1;
@@ -442,18 +366,19 @@ int weights_load(struct model_weights *weights, const struct model_config *confi
                  struct backend *be, const atomic_int *cancel, struct error *err)
 {
     struct loader l = {.config = config, .be = be, .cancel = cancel, .err = err};
+    struct checkpoint *files = &l.files;
 
-    l.st = safetensors_open(dir, err);
-    if (!l.st)
+    *files = (struct checkpoint){.config = config, .st = safetensors_open(dir, err)};
+    if (!files->st)
         return -1;
+    files->names = weight_names_find(config, files->st);
     /* A head of its own counts even in a tied model, as in transformers. */
-    l.names = weight_names_find(config, l.st);
-    bool own_head = !config->tie_embeddings || weight_names_have_head(&l.names, l.st);
+    bool own_head = !config->tie_embeddings || weight_names_have_head(&files->names, files->st);
     pthread_mutex_init(&l.lock, NULL);
     begin(&l, weights, own_head);
     int rc = prepare(&l) || read_all(&l) ? -1 : 0;
     pthread_mutex_destroy(&l.lock);
-    safetensors_close(l.st);
+    safetensors_close(files->st);
     return end(&l, weights, own_head, rc);
 }
 
@@ -479,16 +404,29 @@ static int fill(struct loader *l, const struct weight_item *item, uint64_t seed)
     return rc;
 }
 
-/* What the items of such a checkpoint would come to the backend as: the head is never FP8. */
+static bool is_quantized(const struct model_config *config, const struct weight_item *item)
+{
+    if (item->use == WEIGHT_EXACT || item->layer < 0)
+        return item->use == WEIGHT_MATRIX && config->quantized.head;
+    if (item->experts)
+        return config->quantized.experts;
+    if (strstr(item->part, "shared_experts"))
+        return config->quantized.shared;
+    return strstr(item->part, "mlp.") ? config->quantized.dense : config->quantized.attention;
+}
+
+/* What the items of such a checkpoint would come to the backend as. */
 static enum dtype *random_dtypes(const struct loader *l)
 {
     enum dtype *dtypes = mem_zalloc((size_t)l->list.n, sizeof(*dtypes));
+    enum quantization quantization = l->config->quantization;
+    enum dtype narrow = quantization == QUANT_INT4        ? DTYPE_I4
+                        : quantization == QUANT_FP8_BLOCK ? DTYPE_F8_E4M3
+                                                          : DTYPE_BF16;
 
     for (int i = 0; i < l->list.n; i++)
-        dtypes[i] = l->config->quantization == QUANT_FP8_BLOCK && l->list.items[i].layer >= 0
-                        ? DTYPE_F8_E4M3
-                        : DTYPE_BF16;
-    choose_fp8(l, dtypes);
+        dtypes[i] = is_quantized(l->config, &l->list.items[i]) ? narrow : DTYPE_BF16;
+    choose_narrow(l, dtypes);
     for (int i = 0; i < l->list.n; i++)
         dtypes[i] = dtypes[i] == DTYPE_F32 ? DTYPE_BF16 : dtypes[i];
     return dtypes;
@@ -516,11 +454,12 @@ int weights_random(struct model_weights *weights, const struct model_config *con
     return end(&l, weights, !config->tie_embeddings, rc);
 }
 
-uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes, bool keeps_fp8)
+uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes,
+                       const struct backend *be)
 {
     struct model_weights weights;
-    struct backend be = {.keeps_fp8 = keeps_fp8};
-    struct loader l = {.config = config, .be = &be};
+    struct backend keeps = be ? *be : (struct backend){0};
+    struct loader l = {.config = config, .be = &keeps};
     uint64_t bytes = 0;
 
     begin(&l, &weights, !config->tie_embeddings);
@@ -531,6 +470,8 @@ uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes, b
             (uint64_t)weight_elements(item) * (uint64_t)(item->experts ? item->experts : 1);
         if (dtypes[i] == DTYPE_F8_E4M3)
             bytes += n + n / (128 * 128) * sizeof(float);
+        else if (dtypes[i] == DTYPE_I4)
+            bytes += n / 2 + n / I4_GROUP * sizeof(uint16_t);
         else
             bytes += n * (item->use == WEIGHT_EXACT ? sizeof(float) : matrix_bytes);
     }

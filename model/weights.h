@@ -46,7 +46,7 @@ struct model_weights {
 };
 
 /* Reads every tensor the config asks for from the checkpoint folder, checks shapes, dequantises
- * FP8 blocks, and uploads to the backend. Returns 0; on error nothing stays allocated and the
+ * FP8 and INT4, and uploads to the backend. Returns 0; on error nothing stays allocated and the
  * message names file and tensor. `*cancel`, read all the time, ends the load early with an error
  * (a termination signal during the load); NULL: never.
  *
@@ -63,6 +63,7 @@ int weights_random(struct model_weights *weights, const struct model_config *con
 void weights_free(struct model_weights *weights, const struct model_config *config,
                   struct backend *be);
 
-/* Bytes the weights take on a backend whose matrices take `matrix_bytes` an element, but for those
- * that it keeps as FP8 (struct backend). */
-uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes, bool keeps_fp8);
+/* Bytes the weights take where matrices take `matrix_bytes` an element, but for those that `be`
+ * keeps as FP8 or INT4 (NULL: none). */
+uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes,
+                       const struct backend *be);

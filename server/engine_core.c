@@ -142,8 +142,7 @@ static int check_weights_fit(const struct engine_core *core, const struct option
     /* FP8 is multiplied out where it can't stay: to bf16 on a GPU, to f32 on a CPU. */
     bool wide = !on_gpu(core) && core->config.quantization != QUANT_NONE;
     enum dtype dtype = wide ? DTYPE_F32 : DTYPE_BF16;
-    uint64_t wanted =
-        model_weight_bytes(&core->config, dtype_size(dtype), core->be->keeps_fp8 != 0);
+    uint64_t wanted = model_weight_bytes(&core->config, dtype_size(dtype), core->be);
     uint64_t left = bytes_left(core, o);
 
     if (wanted < left)
@@ -189,13 +188,12 @@ static int refuse_cache(const struct engine_core *core, const struct options *o,
                          "--max-model-len %lld does not fit in a KV cache of %lld pages of %d "
                          "tokens",
                          (long long)o->max_model_len, (long long)pages, KV_PAGE_TOKENS);
-    return error_set(
-        err,
-        "the model does not fit: beside its weights (%.1f GiB) and working memory, "
-        "--gpu-memory-utilization %.2f leaves room for %lld tokens of KV cache%s",
-        gib(model_weight_bytes(&core->config, dtype_size(DTYPE_BF16), core->be->keeps_fp8 != 0)),
-        o->gpu_memory_utilization, (long long)pages * KV_PAGE_TOKENS,
-        o->max_model_len ? ", fewer than --max-model-len" : "");
+    return error_set(err,
+                     "the model does not fit: beside its weights (%.1f GiB) and working memory, "
+                     "--gpu-memory-utilization %.2f leaves room for %lld tokens of KV cache%s",
+                     gib(model_weight_bytes(&core->config, dtype_size(DTYPE_BF16), core->be)),
+                     o->gpu_memory_utilization, (long long)pages * KV_PAGE_TOKENS,
+                     o->max_model_len ? ", fewer than --max-model-len" : "");
 }
 
 /* Settles the number of pages and, by it, the longest context. */

@@ -8,7 +8,7 @@ enum { PART_MAX = 1 << 28 }; /* bytes */
 void message_init(struct message *message, const struct output_format *format,
                   struct output_options options, bool stream)
 {
-    *message = (struct message){.stream = stream};
+    *message = (struct message){.stream = stream, .short_ids = output_format_has_short_ids(format)};
     message->parser = output_parser_new(format, options);
     buffer_init(&message->content, PART_MAX);
     buffer_init(&message->reasoning, PART_MAX);
@@ -36,6 +36,8 @@ static void begin_call(struct message *m, const struct output_piece *piece)
     buffer_append_str(out, "\"id\":");
     if (piece->id)
         json_write_string(out, piece->id, (long)piece->id_len);
+    else if (m->short_ids)
+        buffer_printf(out, "\"%09llx\"", (unsigned long long)clock_entropy() >> 28);
     else
         buffer_printf(out, "\"call_%016llx\"", (unsigned long long)clock_entropy());
     buffer_append_str(out, ",\"type\":\"function\",\"function\":{\"name\":");

@@ -10,7 +10,8 @@
 
 struct message {
     struct output_parser *parser;
-    bool stream; /* the buffers hold what the next delta will carry, not all */
+    bool stream;    /* the buffers hold what the next delta will carry, not all */
+    bool short_ids; /* see output_format_has_short_ids */
     struct buffer content, reasoning;
     struct buffer calls;     /* JSON of the "tool_calls" entries, without brackets */
     struct buffer arguments; /* of the open call of a whole answer */

@@ -399,6 +399,9 @@ int main(int argc, char **argv)
         "axk1",          "axk1_deep",          "longcat_flash_wide",
         "sarvam_mla",    "kimi_k25",           "sarvam_mla_one_group",
         "v32",           "glm_moe_dsa",        "glm_moe_dsa_short",
+        "v32_fp8",       "glm_moe_dsa_fp8",    "v3_fp8_channel",
+        "kimi_k2_int4",  "kimi_k25_int4",      "v3_int4_channel",
+        "v3_int4_g128",
     };
     bool demo = argc > 1 && strcmp(argv[1], "demo") == 0;
 

@@ -18,9 +18,12 @@ FORMATS = {
     "deepseek_v32": "｜DSML｜",
     "kimi": KIMI,
     "glm": GLM,
-    "mistral": "[TOOL_CALLS] [ARGS]",
+    "mistral": "[TOOL_CALLS] [ARGS] [CALL_ID]",
+    "longcat": "<longcat_tool_call> </longcat_tool_call>",
+    "gigachat3": "<|role_sep|> <|message_sep|>",
+    "minicpm3": "<|tool_call_start|> <|tool_call_end|> <|thought_start|> <|thought_end|>",
 }
-PAIRS = {"glm", "deepseek_v32"}
+PAIRS = {"glm", "deepseek_v32", "minicpm3"}
 DEMO_MARKERS = range(1003, 1012)
 
 

@@ -2,13 +2,15 @@
 in each kind of file that they ship.
 
 Each is trained here, in seconds, by the packages `tokenizers` and `sentencepiece` themselves; what
-matters is how texts are split and merged, not how well.
+matters is how texts are split and merged, not how well. Those of Mistral's models are real ones,
+which the package mistral-common brings along.
 """
 
 import base64
 import io
 import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import sentencepiece
@@ -215,13 +217,19 @@ TIKTOKEN = ["kimi-tiktoken"]
 TEKKEN = ["tekken", "tekken-v3"]
 CHARACTERS = ["minicpm3", "metaspace-first", "metaspace-split", "unknown", "characters-flags"]
 SENTENCEPIECE = ["sentencepiece"]
-OTHERS = TIKTOKEN + TEKKEN + CHARACTERS + SENTENCEPIECE
+REAL = {
+    "mistral-tekken-v3": "tekken_240718.json",
+    "mistral-tekken-v7": "tekken_240911.json",
+    "mistral-v3": "mistral_instruct_tokenizer_240323.model.v3",
+}
+OTHERS = TIKTOKEN + TEKKEN + CHARACTERS + SENTENCEPIECE + list(REAL)
 
 # Those that lose no bytes of a text.
 LOSSLESS = {
     *("deepseek-v3", "deepseek-v3-strings", "deepseek-v2", "glm", "kimi", "mistral"),
     *TIKTOKEN,
     *TEKKEN,
+    *("mistral-tekken-v3", "mistral-tekken-v7"),
 }
 
 # Those for which a part of the corpus is enough, or all of it would take long.
@@ -347,8 +355,12 @@ def make_sentencepiece(texts: list[str], target: Path) -> None:
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    (target / "tokenizer.model").write_bytes(model.getvalue())
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    convert_sentencepiece(model.getvalue(), target)
+
+
+def convert_sentencepiece(model: bytes, target: Path) -> None:
+    (target / "tokenizer.model").write_bytes(model)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
     merges = []
     for piece, i in vocab.items():
@@ -372,6 +384,17 @@ def make_characters(name: str, texts: list[str], target: Path) -> None:
     (target / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
 
 
+# ---- vocabularies of real models, which mistral-common brings along ----
+
+
+def make_real(name: str, target: Path) -> None:
+    file = Path(str(resources.files("mistral_common"))) / "data" / REAL[name]
+    if name == "mistral-v3":
+        convert_sentencepiece(file.read_bytes(), target)
+    else:
+        (target / "tekken.json").symlink_to(file)
+
+
 # ---- all ----
 
 
@@ -383,6 +406,8 @@ def make(name: str, texts: list[str], folder: Path) -> Path:
         make_tiktoken(texts, target)
     elif name in TEKKEN:
         make_tekken(texts, target, "v3" if name.endswith("v3") else "v13")
+    elif name in REAL:
+        make_real(name, target)
     elif name in SENTENCEPIECE:
         make_sentencepiece(texts, target)
     elif name in CHARACTERS:

@@ -192,6 +192,13 @@ static const char *const tiny[] = {
     "sarvam_mla",
     "sarvam_mla_one_group",
     "kimi_k25",
+    "kimi_k2_int4",
+    "kimi_k25_int4",
+    "v3_int4_channel",
+    "v3_int4_g128",
+    "v3_fp8_channel",
+    "v32_fp8",
+    "glm_moe_dsa_fp8",
 };
 
 START_TEST(test_tiny_checkpoint_equals_transformers)

@@ -383,6 +383,89 @@ START_TEST(test_mistral_calls_end_with_the_next_or_the_text)
 }
 END_TEST
 
+START_TEST(test_mistral_calls_may_have_ids)
+{
+    check("mistral", ALL, "[TOOL_CALLS]f[CALL_ID]a1B2c3D4e[ARGS]{}[TOOL_CALLS]g[CALL_ID][ARGS]{}",
+          "N0(f=a1B2c3D4e)A0({})E0N1(g)A1({})E1");
+    check("mistral", ALL, "[TOOL_CALLS][CALL_ID]a1B2c3D4e[ARGS]{}",
+          "C([TOOL_CALLS][CALL_ID]a1B2c3D4e[ARGS]{})");
+}
+END_TEST
+
+#define LONGCAT(call) "<longcat_tool_call>" call "</longcat_tool_call>"
+
+START_TEST(test_calls_written_as_objects)
+{
+    check("longcat", ALL, LONGCAT("\n{\"name\": \"f\", \"arguments\": {\"a\": \"}\\\"{\"}}\n") "b",
+          "N0(f)A0({\"a\": \"}\\\"{\"})E0C(b)");
+    check("longcat", ALL,
+          "<longcat_think>a</longcat_think>b<longcat_tool_call>{\"name\":\"f\" ,\n\"arguments\" "
+          ":[]\n } </longcat_tool_call>\n<longcat_tool_call>{\"name\": \"g\", \"arguments\": {}}",
+          "R(a)C(b)N0(f)A0([])E0N1(g)A1({})E1");
+    check("longcat", ALL, LONGCAT("{\"name\": \"f\"}"), "N0(f)A0({})E0");
+    check("longcat", ALL, LONGCAT("{\"name\": \"f\", \"arguments\": 12}"), "N0(f)A0(12)E0");
+}
+END_TEST
+
+START_TEST(test_objects_that_are_cut_or_none)
+{
+    check("longcat", ALL, "<longcat_tool_call>{\"name\": \"f\", \"arguments\": {\"a\": [",
+          "N0(f)A0({\"a\": [)E0");
+    check("longcat", ALL,
+          LONGCAT("{\"name\": \"f\", \"arguments\": {\"a\": \"b")
+              LONGCAT("{\"name\": \"g\", \"arguments\": {}"),
+          "N0(f)A0({\"a\": \"b)E0N1(g)A1({})E1");
+    check("longcat", ALL, LONGCAT("f{}") "x", "C(" LONGCAT("f{}") "x)");
+    check("longcat", ALL, LONGCAT("{\"arguments\": {}}"), "C(" LONGCAT("{\"arguments\": {}}") ")");
+    check("longcat", ALL, "<longcat_tool_call>{\"name\": \"f\", \"arg",
+          "C(<longcat_tool_call>{\"name\": \"f\", \"arg)");
+}
+END_TEST
+
+#define MESSAGE_END   "<|message_sep|>"
+#define FUNCTION_CALL "function call<|role_sep|>\n"
+
+START_TEST(test_a_call_may_be_a_message_of_its_own)
+{
+    check("gigachat3", ALL,
+          "Hm." MESSAGE_END "\n\n" FUNCTION_CALL
+          "{\"name\": \"f\", \"arguments\": {\"a\": 1}}" MESSAGE_END "\n\n",
+          "C(Hm.)N0(f)A0({\"a\": 1})E0");
+    check("gigachat3", ALL, FUNCTION_CALL "{\"name\": \"f\", \"arguments\": {}}", "N0(f)A0({})E0");
+    check("gigachat3", ALL, "a function call. " MESSAGE_END, "C(a function call. )");
+    check("gigachat3", OFF, "a" MESSAGE_END "\n\n" FUNCTION_CALL, "C(a\n\n" FUNCTION_CALL ")");
+}
+END_TEST
+
+#define PYTHON(calls) "<|tool_call_start|>\n```python\n" calls "\n```\n<|tool_call_end|>"
+
+START_TEST(test_calls_written_in_python)
+{
+    check("minicpm3", ALL,
+          "<|thought_start|>\na\n<|thought_end|>\n" PYTHON("f(s=\"x, y)\", n=-1.5)\ng()") "b",
+          "R(\na\n)C(\n)N0(f)A0({\"s\": \"x, y)\", \"n\": -1.5})E0N1(g)A1({})E1C(b)");
+    check("minicpm3", ALL,
+          PYTHON("f(a = ['\\u00e9', 'q\"', (True, None,)], b={'k': {\"l\": False}},)"),
+          "N0(f)A0({\"a\": [\"é\", \"q\\\"\", [true, null]], \"b\": {\"k\": {\"l\": false}}})E0");
+    check("minicpm3", ALL, PYTHON("f(a=Unit.C, b=07, c='a' 'b')"),
+          "N0(f)A0({\"a\": \"Unit.C\", \"b\": \"07\", \"c\": \"'a' 'b'\"})E0");
+    check("minicpm3", ALL, "<|tool_call_start|>f(12, x='''a\nso''')<|tool_call_end|>",
+          "N0(f)A0({\"0\": 12, \"x\": \"a\\nso\"})E0");
+}
+END_TEST
+
+START_TEST(test_python_that_is_cut_or_none)
+{
+    check("minicpm3", ALL, "<|tool_call_start|>```python\nf(a=1, b=[2",
+          "N0(f)A0({\"a\": 1 b=[2)E0");
+    check("minicpm3", ALL, "<|tool_call_start|>f(a=1, b=[2<|tool_call_end|>c",
+          "N0(f)A0({\"a\": 1 b=[2)E0C(c)");
+    check("minicpm3", ALL, PYTHON("f()\nNow g."),
+          "N0(f)A0({})E0C(\nNow g.\n```\n<|tool_call_end|>)");
+    check("minicpm3", ALL, PYTHON("x = 1"), "C(" PYTHON("x = 1") ")");
+}
+END_TEST
+
 /* Parses GLM's text with a tool f(s: string, n: number). */
 static void check_glm(const char *text, const char *expected)
 {
@@ -574,6 +657,9 @@ START_TEST(test_vocabulary_decides_for_the_format)
                 "glm");
     check_found(MARKERS("[TOOL_CALLS]", "[ARGS]"), "mistral");
     check_found(MARKERS(CALLS, CALLS_END, CALL, CALL_END, SEP, "｜DSML｜"), "deepseek_v32");
+    check_found(MARKERS("<longcat_tool_call>", "</longcat_tool_call>"), "longcat");
+    check_found(MARKERS("<|role_sep|>", "<|message_sep|>"), "gigachat3");
+    check_found(MARKERS("<|tool_call_start|>", "<|tool_call_end|>"), "minicpm3");
     check_found(MARKERS("<tool_call>", "<think>", "</think>"), "think");
     check_found(MARKERS("<tool_call>", "<think>"), "plain");
 }
@@ -645,6 +731,36 @@ START_TEST(test_forced_call_begins_as_the_format_has_it)
     check_forced("mistral", tok, "f", "[TOOL_CALLS]f[ARGS]", 3, "N0(f)E0");
     check_forced("glm", tok, "f", "<tool_call>f", 2, NULL);
     tokenizer_free(tok);
+}
+END_TEST
+
+/* Their beginnings are text that the small vocabulary of these tests has no tokens for. */
+START_TEST(test_forced_calls_of_written_formats)
+{
+    static const struct {
+        const char *format, *text;
+    } cases[] = {
+        {"longcat", "<longcat_tool_call>\n{\"name\": \"f\", \"arguments\": "},
+        {"gigachat3", MESSAGE_END "\n\n" FUNCTION_CALL "{\"name\": \"f\", \"arguments\": "},
+        {"minicpm3", "<|tool_call_start|>\n```python\nf("},
+    };
+    struct token_list tokens;
+    struct buffer text;
+    struct error err;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tokenizer *tok = MARKERS("<x>");
+        token_list_init(&tokens, 1000);
+        buffer_init(&text, 1000);
+        ck_assert_int_eq(output_force_call(output_format_by_name(cases[i].format), tok, "f",
+                                           &tokens, &text, &err),
+                         0);
+        ck_assert_str_eq(text.data, cases[i].text);
+        check(cases[i].format, ALL, text.data, "N0(f)E0");
+        buffer_free(&text);
+        token_list_free(&tokens);
+        tokenizer_free(tok);
+    }
 }
 END_TEST
 
@@ -735,6 +851,12 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_kimi_names_calls_by_ids);
     tcase_add_test(tcase, test_kimi_goes_from_reasoning_to_calls);
     tcase_add_test(tcase, test_mistral_calls_end_with_the_next_or_the_text);
+    tcase_add_test(tcase, test_mistral_calls_may_have_ids);
+    tcase_add_test(tcase, test_calls_written_as_objects);
+    tcase_add_test(tcase, test_objects_that_are_cut_or_none);
+    tcase_add_test(tcase, test_a_call_may_be_a_message_of_its_own);
+    tcase_add_test(tcase, test_calls_written_in_python);
+    tcase_add_test(tcase, test_python_that_is_cut_or_none);
     tcase_add_test(tcase, test_glm_arguments_become_json);
     tcase_add_test(tcase, test_glm_values_without_a_type_are_json_or_text);
     tcase_add_test(tcase, test_glm_calls_cut_short_keep_what_there_is);
@@ -746,6 +868,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_formats_say_what_they_have);
     tcase_add_test(tcase, test_markers_are_known_by_their_ids);
     tcase_add_test(tcase, test_forced_call_begins_as_the_format_has_it);
+    tcase_add_test(tcase, test_forced_calls_of_written_formats);
     tcase_add_test(tcase, test_forced_dsml_call_has_lines_of_its_own);
     tcase_add_test(tcase, test_forced_name_holds_no_markers);
     tcase_add_test(tcase, test_calls_can_not_be_forced_everywhere);

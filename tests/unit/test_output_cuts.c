@@ -12,8 +12,8 @@
 
 enum { OUTPUTS = 150, MAX_FRAGMENTS = 24, MAX_BYTES = 1 << 16 };
 
-static const char *const formats[] = {"deepseek", "deepseek_v32", "kimi", "glm",
-                                      "mistral",  "think",        "plain"};
+static const char *const formats[] = {"deepseek", "deepseek_v32", "kimi",     "glm",   "mistral",
+                                      "longcat",  "gigachat3",    "minicpm3", "think", "plain"};
 
 /* What outputs are made of besides words and the markers of their format. */
 static const char *const fragments[] = {
@@ -42,6 +42,22 @@ static void add_word(struct generator *g)
     buffer_printf(&g->text, "w%dw", g->words++);
 }
 
+/* The arguments of a call of Python, and sometimes another call. */
+static void add_python(struct generator *g)
+{
+    static const char *const parts[] = {"=\"", "\"", "='", "'", "[", "]", ", ", ",", "(", ")", "="};
+
+    do {
+        for (uint64_t n = next_random(g, 8); n > 0; n--) {
+            add_word(g);
+            buffer_append_str(&g->text, parts[next_random(g, sizeof(parts) / sizeof(*parts))]);
+        }
+        buffer_append_str(&g->text, next_random(g, 2) ? ")\nf(" : ")\n");
+    } while (next_random(g, 3) == 0);
+    if (next_random(g, 4))
+        buffer_append_str(&g->text, "```\n");
+}
+
 /* A whole call as the format has it. */
 static void add_call(struct generator *g, const struct output_format *format)
 {
@@ -50,8 +66,13 @@ static void add_call(struct generator *g, const struct output_format *format)
 
     if (!call->begin)
         return;
-    buffer_append_str(&g->text, call->begin);
+    buffer_append_str(&g->text,
+                      call->arguments >= ARGUMENTS_IN_OBJECT ? call->forced : call->begin);
     add_word(g);
+    if (call->id_begin && next_random(g, 2)) {
+        buffer_append_str(&g->text, call->id_begin);
+        add_word(g);
+    }
     if (!call_name_ends_in_pairs(call))
         buffer_append_str(&g->text, call->name_end);
     for (uint64_t n = next_random(g, 3); tags && n > 0; n--) {
@@ -63,11 +84,15 @@ static void add_call(struct generator *g, const struct output_format *format)
         add_word(g);
         buffer_append_str(&g->text, tags->value_end);
     }
-    if (!tags) {
+    if (call->arguments == ARGUMENTS_IN_PYTHON) {
+        add_python(g);
+    } else if (!tags) {
         buffer_append_str(&g->text, "{\"k\": \"");
         add_word(g);
         buffer_append_str(&g->text, "\"}");
     }
+    if (call->arguments == ARGUMENTS_IN_OBJECT && next_random(g, 8))
+        buffer_append_str(&g->text, "}\n");
     if (call->ends[0] && next_random(g, 8))
         buffer_append_str(&g->text, call->ends[0]);
 }
@@ -79,7 +104,7 @@ static void add_marker(struct generator *g, const struct output_format *format)
         format->think_begin,      format->think_end,      format->section_begin,
         format->section_end,      format->calls[0].begin, format->calls[0].name_end,
         format->calls[0].ends[0], format->calls[1].begin, format->calls[1].name_end,
-        format->calls[1].ends[0],
+        format->calls[1].ends[0], format->message_end,
     };
     const char *marker = parts[next_random(g, sizeof(parts) / sizeof(*parts))];
 
@@ -122,9 +147,10 @@ static void note(void *arg, const struct output_piece *piece)
     if (!joins)
         buffer_printf(&r->text, "\x01%d.%d:", (int)piece->part, piece->call);
     r->part = (int)piece->part;
+    bool whole = piece->id && piece->text >= piece->id && piece->text < piece->id + piece->id_len;
     if (piece->id)
         buffer_append(&r->text, piece->id, piece->id_len);
-    else if (piece->len > 0)
+    if (piece->len > 0 && !whole)
         buffer_append(&r->text, piece->text, piece->len);
 }
 

@@ -134,6 +134,7 @@ class Family:
     draw: Callable[[dict, dict, torch.Generator], Tensors] = random_tensors
     store: Callable[[Tensors], Tensors] = lambda tensors: tensors
     restore: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    widen: Callable[[Tensors], Tensors] = plain
     adjust: Callable[[torch.nn.Module], None] = lambda model: None
     dtype: torch.dtype | None = torch.float32  # None: `store` chooses
     shards: int = 1
@@ -168,7 +169,7 @@ class Family:
             tensors |= load_file(file)
         for name in self.extra:
             del tensors[name]
-        tensors = self.restore(plain(tensors))
+        tensors = self.restore(self.widen(tensors))
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             (folder / "config.json").write_text(json.dumps(self.oracle))
@@ -499,8 +500,8 @@ def likely(model: torch.nn.Module, prompts: list[list[int]]) -> list[list[int]]:
             if ok and lively(row) and not {BOS, EOS} & set(row)]  # fmt: skip
 
 
-def make(family: Family, number: int) -> None:
-    for seed in range(100000 + 1000 * number, 100000 + 1000 * number + 50):
+def make(family: Family, first_seed: int) -> None:
+    for seed in range(first_seed, first_seed + 50):
         rng = torch.Generator().manual_seed(seed)
         family.write(rng)
         model = family.load()
@@ -536,15 +537,14 @@ def check(family: Family) -> None:
         raise SystemExit(f"{family.folder}: the vectors do not come from this checkpoint")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the oracle vectors of more families.")
+def main(families: list[Family], first_seed: int, what: str) -> None:
+    parser = argparse.ArgumentParser(description=f"Make the oracle vectors of {what}.")
     parser.add_argument("names", nargs="*", help="models (default: all)")
     parser.add_argument("--check", action="store_true", help="recompute and compare, write nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    families = all_families()
     unknown = set(args.names) - {family.name for family in families}
     if unknown:
         parser.error(f"no such model: {', '.join(sorted(unknown))}")
@@ -554,8 +554,8 @@ def main() -> None:
         if args.check:
             check(family)
         else:
-            make(family, number)
+            make(family, first_seed + 1000 * number)
 
 
 if __name__ == "__main__":
-    main()
+    main(all_families(), 100000, "more families")
