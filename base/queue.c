@@ -69,6 +69,21 @@ bool queue_try_push(struct queue *q, const void *item, bool *was_empty)
     return accepted;
 }
 
+size_t queue_try_push_all(struct queue *q, const void *items, size_t n)
+{
+    const unsigned char *from = items;
+
+    pthread_mutex_lock(&q->lock);
+    if (q->closed)
+        n = 0;
+    if (n > q->capacity - q->count)
+        n = q->capacity - q->count;
+    for (size_t i = 0; i < n; i++)
+        append_locked(q, from + i * q->item_size, NULL);
+    pthread_mutex_unlock(&q->lock);
+    return n;
+}
+
 bool queue_push(struct queue *q, const void *item, bool *was_empty)
 {
     pthread_mutex_lock(&q->lock);

@@ -16,6 +16,9 @@ void queue_free(struct queue *q);
  * whether the other side needs waking. */
 bool queue_try_push(struct queue *q, const void *item, bool *was_empty);
 
+/* Copies as many of `n` items in as there is room for, in one go; returns how many. */
+size_t queue_try_push_all(struct queue *q, const void *items, size_t n);
+
 /* As queue_try_push, but waits for room. False only when the queue is closed. */
 bool queue_push(struct queue *q, const void *item, bool *was_empty);
 

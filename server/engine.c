@@ -212,13 +212,19 @@ static int load(struct engine *e, struct error *err)
 
 /* ---- steps (engine thread) ---------------------------------------------------------------- */
 
-/* A full event queue makes the engine wake the loop and wait for it; a closed one means that nobody
- * listens. */
-static void emit(struct engine *e, struct engine_event event)
+/* Events wait for hand_over(). A full event queue makes the engine wake the loop and wait for it; a
+ * closed one means that nobody listens. */
+static void emit(struct engine *e, struct engine_event *event)
 {
-    if (event.time_us == 0)
-        event.time_us = clock_us();
-    event_queue_push(e->events, &event, e->wake, e->wake_arg);
+    if (event->time_us == 0)
+        event->time_us = clock_us();
+    event_queue_add(e->events, event, e->wake, e->wake_arg);
+}
+
+static void hand_over(struct engine *e)
+{
+    event_queue_flush(e->events, e->wake, e->wake_arg);
+    e->wake(e->wake_arg);
 }
 
 static void end_seq(struct engine *e, int32_t slot)
@@ -269,7 +275,7 @@ static int take_commands(struct engine *e)
             start_seq(e, command.id, command.request);
         } else if (e->seqs[slot].id == command.id) {
             end_seq(e, slot);
-            emit(e, (struct engine_event){.type = ENGINE_CANCELLED, .id = command.id});
+            emit(e, &(struct engine_event){.type = ENGINE_CANCELLED, .id = command.id});
         }
     }
     return n;
@@ -283,9 +289,9 @@ static void announce_admissions(struct engine *e, const struct batch *batch)
         if (seq->admitted)
             continue;
         seq->admitted = true;
-        emit(e, (struct engine_event){.type = ENGINE_ADMITTED,
-                                      .id = seq->id,
-                                      .cached_tokens = scheduler_cached_tokens(e->sched, slot)});
+        emit(e, &(struct engine_event){.type = ENGINE_ADMITTED,
+                                       .id = seq->id,
+                                       .cached_tokens = scheduler_cached_tokens(e->sched, slot)});
     }
 }
 
@@ -311,7 +317,7 @@ static void deliver_score(struct engine *e, const struct batch *batch,
     if (position <= seq->n_scored)
         return;
     seq->n_scored = position;
-    emit(e, (struct engine_event){
+    emit(e, &(struct engine_event){
                 .type = ENGINE_SCORE, .id = seq->id, .time_us = e->landed_us, .score = *result});
 }
 
@@ -319,8 +325,11 @@ static void deliver_score(struct engine *e, const struct batch *batch,
 static void deliver_token(struct engine *e, int32_t slot, const struct sampling_result *result)
 {
     struct engine_seq *seq = &e->seqs[slot];
-    struct engine_event event = {.type = ENGINE_TOKEN, .id = seq->id, .time_us = e->landed_us};
+    struct engine_event event; /* large: only what counts is set */
 
+    event.type = ENGINE_TOKEN;
+    event.id = seq->id;
+    event.time_us = e->landed_us;
     seq->n_generated++;
     event.token.result = *result;
     event.token.finish = finish_of(seq, result->token);
@@ -328,7 +337,7 @@ static void deliver_token(struct engine *e, int32_t slot, const struct sampling_
         scheduler_append(e->sched, slot, result->token);
     else
         end_seq(e, slot);
-    emit(e, event);
+    emit(e, &event);
 }
 
 /* What a step says of a sequence that ended after it was planned is dropped. */
@@ -366,7 +375,7 @@ static void emit_step(struct engine *e, const struct batch *batch, int64_t step_
     for (int32_t i = 0; i < step.seqs; i++)
         if (!batch_seqs(batch)[i].absorbed)
             step.prompt_tokens += batch_seqs(batch)[i].n_rows;
-    emit(e, (struct engine_event){.type = ENGINE_STEP, .step = step});
+    emit(e, &(struct engine_event){.type = ENGINE_STEP, .step = step});
 }
 
 /* The masks of the step's logit rows; NULL when none of its sequences has a constraint. */
@@ -431,8 +440,8 @@ static void fail(struct engine *e, const struct error *err)
 {
     if (!atomic_load(&e->stopping))
         log_error("%s", err->message);
-    emit(e, (struct engine_event){.type = ENGINE_FAILED, .error = *err});
-    e->wake(e->wake_arg);
+    emit(e, &(struct engine_event){.type = ENGINE_FAILED, .error = *err});
+    hand_over(e);
 }
 
 /* Steps until the engine is stopped. With look-ahead a step is launched while the one before it is
@@ -447,10 +456,10 @@ static int run(struct engine *e, struct error *err)
         if (e->n_flying == most_flying || (e->n_flying > 0 && !launched)) {
             if (land(e, err))
                 return -1;
-            e->wake(e->wake_arg);
+            hand_over(e);
         } else if (n_commands > 0) {
             emit_step(e, NULL, 0, 0);
-            e->wake(e->wake_arg);
+            hand_over(e);
         } else if (!launched) {
             queue_wait(e->commands, -1);
         }
@@ -468,9 +477,9 @@ static void *engine_main(void *arg)
         fail(e, &err);
         return NULL;
     }
-    emit(e, (struct engine_event){.type = ENGINE_READY});
+    emit(e, &(struct engine_event){.type = ENGINE_READY});
     emit_step(e, NULL, 0, 0);
-    e->wake(e->wake_arg);
+    hand_over(e);
     if (run(e, &err))
         fail(e, &err);
     return NULL;

@@ -37,6 +37,10 @@ struct event_queue {
     struct queue *events;       /* of struct packed */
     struct queue *alternatives; /* in the order of the events that have some; pushed before them */
     struct error failure;       /* of the one ENGINE_FAILED; written before it is pushed */
+
+    /* The engine's side. */
+    struct packed *added; /* (AT_ONCE) not yet in `events` */
+    size_t n_added;
 };
 
 struct event_queue *event_queue_new(size_t capacity)
@@ -44,7 +48,8 @@ struct event_queue *event_queue_new(size_t capacity)
     struct event_queue *q = mem_zalloc(1, sizeof(*q));
 
     q->events = queue_new(capacity, sizeof(struct packed));
-    q->alternatives = queue_new(capacity + AT_ONCE + 1, sizeof(struct alternatives));
+    q->added = mem_zalloc(AT_ONCE, sizeof(*q->added));
+    q->alternatives = queue_new(capacity + 2 * AT_ONCE, sizeof(struct alternatives));
     return q;
 }
 
@@ -52,6 +57,7 @@ void event_queue_free(struct event_queue *q)
 {
     queue_free(q->events);
     queue_free(q->alternatives);
+    free(q->added);
     free(q);
 }
 
@@ -96,7 +102,7 @@ static const struct sampling_result *result_of(const struct engine_event *event)
 }
 
 /* There is always room: each event in the queue has at most one of them, so has each that was just
- * popped, and this is one more. */
+ * popped, and each that waits to be pushed. */
 static void push_alternatives(struct event_queue *q, const struct sampling_result *result)
 {
     struct alternatives a;
@@ -107,18 +113,27 @@ static void push_alternatives(struct event_queue *q, const struct sampling_resul
     queue_push(q->alternatives, &a, NULL);
 }
 
-void event_queue_push(struct event_queue *q, const struct engine_event *event,
-                      void (*wake)(void *arg), void *arg)
+void event_queue_add(struct event_queue *q, const struct engine_event *event,
+                     void (*wake)(void *arg), void *arg)
 {
     const struct sampling_result *result = result_of(event);
-    struct packed p = pack(q, event);
 
     if (result && result->n_top > 0)
         push_alternatives(q, result);
-    if (queue_try_push(q->events, &p, NULL))
-        return;
-    wake(arg);
-    queue_push(q->events, &p, NULL);
+    q->added[q->n_added++] = pack(q, event);
+    if (q->n_added == AT_ONCE)
+        event_queue_flush(q, wake, arg);
+}
+
+void event_queue_flush(struct event_queue *q, void (*wake)(void *arg), void *arg)
+{
+    size_t n = queue_try_push_all(q->events, q->added, q->n_added);
+
+    if (n < q->n_added)
+        wake(arg);
+    for (; n < q->n_added; n++)
+        queue_push(q->events, &q->added[n], NULL);
+    q->n_added = 0;
 }
 
 static void unpack_token(struct event_queue *q, const struct packed_token *p,

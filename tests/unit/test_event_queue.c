@@ -78,8 +78,9 @@ static void *push_all(void *arg)
 {
     for (int i = 0; i < EVENTS; i++) {
         struct engine_event event = event_at(i);
-        event_queue_push(arg, &event, wake, NULL);
+        event_queue_add(arg, &event, wake, NULL);
     }
+    event_queue_flush(arg, wake, NULL);
     return NULL;
 }
 
@@ -111,7 +112,9 @@ START_TEST(test_a_failure_keeps_its_message)
     struct engine_event event = {.type = ENGINE_FAILED};
 
     snprintf(event.error.message, sizeof(event.error.message), "the GPU fell off the bus");
-    event_queue_push(q, &event, wake, NULL);
+    event_queue_add(q, &event, wake, NULL);
+    ck_assert_uint_eq(event_queue_pop(q, &(struct engine_event){0}, 1), 0);
+    event_queue_flush(q, wake, NULL);
     memset(&event, 0, sizeof(event));
     ck_assert_uint_eq(event_queue_pop(q, &event, 1), 1);
     ck_assert_int_eq(event.type, ENGINE_FAILED);
