@@ -71,7 +71,13 @@ struct mla_seqs {
  *
  * out[r, h] = sum over t of softmax_t(softmax_scale * q[r, h] . row(t)) * latent(t), over
  * t <= position of r when causal, else over all t < kv_len. A query that sees no token gets out = 0
- * and lse = +infinity. Sums are kept in float; the same inputs give the same bits. */
+ * and lse = +infinity. Sums are kept in float; the same inputs give the same bits.
+ *
+ * Kernels queued so that they may start early (programmatic dependent launch) wait for the one
+ * ahead before they read what it writes. With `settled` the caller says that much of a call's input
+ * was complete before the kernel just ahead in the stream could start: all of `seqs`' arrays, and
+ * the cache's rows but each sequence's last q_len (a decode step's own). Then the call reads these
+ * while that kernel still runs. q, and those last rows, may be what it writes. */
 struct mla_decode_args {
     struct mla_cache cache;
     struct mla_seqs seqs;
@@ -82,6 +88,9 @@ struct mla_decode_args {
     float softmax_scale; /* of the model: (nope + rope)^-0.5 times YaRN's mscale^2 */
     int32_t causal;
     int32_t batch_invariant; /* a sequence's bits depend on nothing but the sequence; some slower */
+    int32_t settled;         /* see above; 0 is always right */
+    int32_t next_late;       /* what is queued next asks for much memory as soon as it may start: it
+                                may once this call has asked for its own */
     void *workspace;         /* of mla_decode_workspace bytes, zeroed once before its first use;
                                 calls that share one must not run at the same time */
     size_t workspace_bytes;

@@ -1,13 +1,11 @@
 /* mla_decode: checks the arguments and picks the kernel.
  *
- *   mla_few.cu       Hopper, up to 16 query rows a tile: few sequences, or an FP8 cache
- *   mla_small.cu     Hopper, up to 32 query rows a tile: memory-bound, K as the left operand
+ *   mla_few.cu       Hopper, tiles of 16 or 32 query rows: memory-bound, K as the left operand
  *   mla_wide.cu      Hopper, tiles of 64 query rows: two warpgroups share the output's columns
  *   mla_baseline.cu  everything else
  *
  * Which is faster where both can serve is measured (tests/bench/RESULTS.md). The workspace holds
- * wide's part, then one that small and few share: all keep counters that are zero between calls,
- * small and few in the same place. */
+ * wide's part, then few's: both keep counters that are zero between calls. */
 #include "kernels/cuda/mla_internal.h"
 
 #include <stdint.h>
@@ -33,39 +31,17 @@ static int valid(const struct mla_decode_args *a)
            a->softmax_scale > 0;
 }
 
-/* Sequences from which on the small kernel wins for tiles of 17 to 32 rows: it is nearer to the
- * memory's speed, the wide one quicker to split and merge few sequences. */
-enum { MANY_SEQS = 48, SMALL_ROWS = 16, MEDIUM_ROWS = 32 };
-
-/* Query rows and sequences up to which the kernel of 16 rows a tile is the quicker one: with one
- * tile, and with two, which read the cache twice. */
-enum { FEW_ROWS = 16, FEW_SEQS = 48, FEW_SEQS_2 = 1, FEW_SEQS_2_FP8 = 4 };
+/* Query rows up to which the kernel for few of them is the quicker one where both serve. */
+enum { FEW_ROWS = 32 };
 
 static int prefers_few(const struct mla_decode_args *a)
 {
-    int rows = a->heads * a->seqs.max_q_len, fp8 = a->cache.format == MLA_KV_FP8;
-
     if (!mla_few_serves(a))
         return 0;
+    /* By what is the same for every batch; few's workspace grows with the heads then. */
     if (a->batch_invariant)
         return a->heads <= FEW_ROWS && !mla_wide_serves(a);
-    if (rows <= FEW_ROWS)
-        return fp8 || a->seqs.n_seqs <= FEW_SEQS;
-    return rows <= 2 * FEW_ROWS && a->seqs.n_seqs <= (fp8 ? FEW_SEQS_2_FP8 : FEW_SEQS_2);
-}
-
-static int prefers_small(const struct mla_decode_args *a)
-{
-    int rows = a->heads * a->seqs.max_q_len;
-
-    if (!mla_small_serves(a))
-        return 0;
-    /* By what is the same for every batch; the small kernel's workspace grows with the heads. */
-    if (a->batch_invariant)
-        return !mla_wide_serves(a) && a->heads <= MEDIUM_ROWS;
-    if (!mla_wide_serves(a))
-        return 1;
-    return rows <= SMALL_ROWS || (rows <= MEDIUM_ROWS && a->seqs.n_seqs >= MANY_SEQS);
+    return a->heads * a->seqs.max_q_len <= FEW_ROWS || !mla_wide_serves(a);
 }
 
 int mla_decode(const struct mla_decode_args *args, mla_stream stream)
@@ -81,31 +57,27 @@ int mla_decode(const struct mla_decode_args *args, mla_stream stream)
     if (!valid(args) || !valid_seqs(&args->seqs))
         return MLA_INVALID;
     int few = device->hopper && prefers_few(args);
-    int small = device->hopper && !few && prefers_small(args);
-    if (!few && !small && (!device->hopper || !mla_wide_serves(args)))
+    if (!few && (!device->hopper || !mla_wide_serves(args)))
         return mla_baseline_launch(args, stream);
     wide_bytes = mla_wide_workspace(device->sms, args->cache.latent_dim);
     if (!args->workspace || args->workspace_bytes < wide_bytes)
         return MLA_INVALID;
-    if (!few && !small)
+    if (!few)
         return mla_wide_launch(args, stream);
     a = *args;
     a.workspace = (char *)args->workspace + wide_bytes;
     a.workspace_bytes = args->workspace_bytes - wide_bytes;
-    return few ? mla_few_launch(&a, stream) : mla_small_launch(&a, stream);
+    return mla_few_launch(&a, stream);
 }
 
 size_t mla_decode_workspace(int32_t n_seqs, int32_t query_rows, int32_t heads, int32_t latent_dim)
 {
     const struct mla_device *device = mla_device();
-    size_t few, small;
 
     if (!device)
         return 0;
-    few = mla_few_workspace(device->sms, n_seqs, query_rows, heads, latent_dim, heads <= FEW_ROWS);
-    small = mla_small_workspace(device->sms, n_seqs, query_rows, heads, latent_dim,
-                                heads <= MEDIUM_ROWS);
-    return mla_wide_workspace(device->sms, latent_dim) + (few > small ? few : small);
+    return mla_wide_workspace(device->sms, latent_dim) +
+           mla_few_workspace(device->sms, n_seqs, query_rows, heads, latent_dim, heads <= FEW_ROWS);
 }
 
 const char *mla_status_text(int status)

@@ -1,4 +1,4 @@
-/* Launches the decode kernel for up to 16 query rows a tile: picks the cluster, lays out the
+/* Launches the decode kernel for few query rows: picks the cluster, lays out the
  * workspace, describes the cache to the copy engine. */
 #include "kernels/cuda/mla_few.h"
 
@@ -13,6 +13,9 @@ enum { MAX_DEVICES = 64 };
 static const int CLUSTERS[] = {1, 2, 3, 4, 6, 8, 16};
 
 enum { SIZES = sizeof(CLUSTERS) / sizeof(CLUSTERS[0]) };
+
+/* Much more than that leaves nothing of one call in L2 for the next whatever the policy. */
+enum { STREAM_BYTES = 1 << 30 };
 
 enum { LEAST_PAGES = 2 /* of a block: one page each would cost more in merging than it saves */ };
 
@@ -36,7 +39,7 @@ static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const
  * size. 0 when the device refuses. */
 static int workers_of(const variant &v, int size, int kernel_id)
 {
-    static int known[MAX_DEVICES][8][SIZES]; /* plus 1 */
+    static int known[MAX_DEVICES][16][SIZES]; /* plus 1 */
     int id, n = 0, cluster = CLUSTERS[size];
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attrs[2] = {};
@@ -72,21 +75,20 @@ static int fits(int cluster, int latent_dim)
 }
 
 /* Blocks that share an item: the more the better as long as there is a cluster for each item, since
- * what is merged within a cluster need not go through memory. In batch-invariant mode always the
- * same. An index of CLUSTERS. */
+ * what is merged within a cluster need not go through memory. With FP8 many items are bound by
+ * products, so that idle blocks cost more. In batch-invariant mode always the same. An index of
+ * CLUSTERS. */
 static int cluster_size(const struct mla_decode_args *a, const variant &v, int id, int n_items)
 {
-    int most = 0;
+    int most = SIZES - 1;
 
-    for (int i = SIZES - 1; i > 0; i--) {
-        if (!fits(CLUSTERS[i], a->cache.latent_dim))
-            continue;
-        if (a->batch_invariant ? CLUSTERS[i] <= 8 : workers_of(v, i, id) >= n_items) {
-            most = i;
-            break;
-        }
-    }
-    return most;
+    if (!a->batch_invariant && a->cache.format == MLA_KV_FP8 && n_items > 15)
+        most = 1;
+    for (int i = most; i > 0; i--)
+        if (fits(CLUSTERS[i], a->cache.latent_dim) &&
+            (a->batch_invariant ? CLUSTERS[i] <= 8 : workers_of(v, i, id) >= n_items))
+            return i;
+    return 0;
 }
 
 /* The workspace: counters, always in the same place since they stay zero between calls of different
@@ -95,15 +97,15 @@ struct layout {
     size_t stats, partials, bytes;
 };
 
-static layout lay_out(int sms, int n_seqs, int64_t rows, int latent_dim, int invariant)
+static layout lay_out(int sms, int n_seqs, int64_t rows, int n, int latent_dim, int invariant)
 {
-    size_t max_items = (size_t)(rows / ROWS + n_seqs);
+    size_t max_items = (size_t)(rows / n + n_seqs);
     size_t slots = invariant ? max_items * MAX_PIECES : 2 * (size_t)sms + 2;
     layout w;
 
     w.stats = MAX_ITEMS * MAX_CLUSTER * sizeof(uint32_t);
-    w.partials = w.stats + (slots * MAX_CLUSTER * ROWS * sizeof(float2) + 255) / 256 * 256;
-    w.bytes = w.partials + slots * ROWS * latent_dim * sizeof(float);
+    w.partials = w.stats + (slots * MAX_CLUSTER * n * sizeof(float2) + 255) / 256 * 256;
+    w.bytes = w.partials + slots * n * latent_dim * sizeof(float);
     return w;
 }
 
@@ -125,19 +127,34 @@ static int map_cache(params *p, const struct mla_cache *c)
                           box);
 }
 
-static variant find_variant(const struct mla_decode_args *a, int *id)
+/* Rows of a tile. Two of 16 read the cache twice, but it is the sooner done when most blocks have
+ * nothing to do else. Tiles of 16 and 32 differ in the order of a few sums, so in batch-invariant
+ * mode the batch has no say. */
+static int tile_rows(const struct mla_decode_args *a)
+{
+    int rows = a->batch_invariant ? a->heads : a->heads * a->seqs.max_q_len;
+    int few_seqs = a->cache.format == MLA_KV_FP8 ? 8 : 2;
+
+    return rows <= 16 || (!a->batch_invariant && rows <= 32 && a->seqs.n_seqs <= few_seqs) ? 16
+                                                                                           : 32;
+}
+
+static variant find_variant(const struct mla_decode_args *a, int n, int *id)
 {
     bool fp8 = a->cache.format == MLA_KV_FP8;
+    int latent = a->cache.latent_dim, rope = a->cache.rope_dim;
 
-    *id = fp8 + 2 * (a->cache.latent_dim == 256) + 4 * (a->cache.rope_dim == 32);
-    return (fp8 ? find_fp8 : find_bf16)(a->cache.latent_dim, a->cache.rope_dim);
+    *id = fp8 + 2 * (latent == 256) + 4 * (rope == 32) + 8 * (n == 32);
+    if (fp8)
+        return (n == 16 ? find_16_fp8 : find_32_fp8)(latent, rope);
+    return (n == 16 ? find_16_bf16 : find_32_bf16)(latent, rope);
 }
 
 /* The workspace and what of the arguments the kernel sees; 0, or MLA_INVALID when there is too
  * little room. */
-static int set_params(params *p, const struct mla_decode_args *a, int sms)
+static int set_params(params *p, const struct mla_decode_args *a, int n, int sms)
 {
-    layout w = lay_out(sms, a->seqs.n_seqs, (int64_t)a->seqs.query_rows * a->heads,
+    layout w = lay_out(sms, a->seqs.n_seqs, (int64_t)a->seqs.query_rows * a->heads, n,
                        a->cache.latent_dim, a->batch_invariant);
 
     if (!a->workspace || a->workspace_bytes < w.bytes)
@@ -152,6 +169,9 @@ static int set_params(params *p, const struct mla_decode_args *a, int sms)
     p->scale_log2 = a->softmax_scale * (float)M_LOG2E;
     p->causal = a->causal;
     p->invariant = a->batch_invariant;
+    p->settled = a->settled;
+    p->next_late = a->next_late;
+    p->stream_pages = (int32_t)(STREAM_BYTES / a->cache.page_stride);
     p->least_pages = LEAST_PAGES;
     p->page_cost = a->cache.format == MLA_KV_FP8 ? 4 : 3;
     p->counters = (uint32_t *)a->workspace;
@@ -163,9 +183,9 @@ static int set_params(params *p, const struct mla_decode_args *a, int sms)
 int launch(const struct mla_decode_args *a, int cluster, cudaStream_t stream)
 {
     const struct mla_device *device = mla_device();
-    int tiles = (a->seqs.max_q_len * a->heads + ROWS - 1) / ROWS, id, size = 0;
+    int n = tile_rows(a), tiles = (a->seqs.max_q_len * a->heads + n - 1) / n, id, size = 0;
     int n_items = a->seqs.n_seqs * tiles;
-    variant v = find_variant(a, &id);
+    variant v = find_variant(a, n, &id);
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attrs[2] = {};
     params p = {};
@@ -179,9 +199,12 @@ int launch(const struct mla_decode_args *a, int cluster, cudaStream_t stream)
     if (cluster == 0)
         size = cluster_size(a, v, id, n_items), cluster = CLUSTERS[size];
     p.workers = workers_of(v, size, id);
+    /* The next call's clusters start where this one's leave room. */
+    if (a->settled && cluster == MAX_CLUSTER && n_items < p.workers)
+        p.workers--;
     if (p.workers <= 0 || (a->cache.format == MLA_KV_BF16 && map_cache(&p, &a->cache) < 0))
         return MLA_CUDA;
-    int status = set_params(&p, a, device->sms);
+    int status = set_params(&p, a, n, device->sms);
     if (status < 0)
         return status;
     configure(&config, attrs, v, cluster, p.workers * cluster, stream);
@@ -197,13 +220,21 @@ int mla_few_serves(const struct mla_decode_args *a)
 {
     int id;
 
-    return find_variant(a, &id).kernel != NULL;
+    return find_variant(a, 16, &id).kernel != NULL;
 }
 
 size_t mla_few_workspace(int sms, int32_t n_seqs, int32_t query_rows, int32_t heads,
                          int32_t latent_dim, int invariant)
 {
-    return lay_out(sms, n_seqs, (int64_t)query_rows * heads, latent_dim, invariant).bytes;
+    int64_t rows = (int64_t)query_rows * heads;
+    size_t most = 0;
+
+    for (int mode = 0; mode <= invariant; mode++)
+        for (int n = 16; n <= 32; n *= 2) {
+            size_t bytes = lay_out(sms, n_seqs, rows, n, latent_dim, mode).bytes;
+            most = bytes > most ? bytes : most;
+        }
+    return most;
 }
 
 int mla_few_launch(const struct mla_decode_args *args, cudaStream_t stream)

@@ -1,7 +1,6 @@
-/* The decode kernel for up to 16 query rows a tile (N), where the cache's bytes, or the steps of a
- * short call one after the other, are all that counts. It has one warp that plans and clusters of
- * any size to 16 where mla_small.cuh has neither; and its own way with the FP8 cache. See README.md
- * beside this file for what was tried and measured.
+/* The decode kernel for few query rows, up to N (16 or 32) a tile, where the cache's bytes, or the
+ * steps of a short call one after the other, are all that counts. See README.md beside this file
+ * for what was tried and measured.
  *
  * The products have the cache on the left, so that nothing is padded to 64 query rows:
  *   S^T (64 tokens x N) = K (64 x 576) Q^T       K: a tile as it lies, Q^T: the query rows
@@ -11,11 +10,17 @@
  *
  * Roles of a block, one to each multiprocessor:
  *   warps 0-7  two groups of four: each has the scores' sum over half of the row (the halves are
- *              added through shared memory), then the same probabilities, then half of the output
+ *              added through shared memory), then the same probabilities, then half of the output;
+ *              with 32 rows in bf16 each has scores and probabilities of half of the columns
  *   warp 8     plans (mla_few_work.cuh), and brings the cache, by TMA, STAGES tiles ahead
+ *   warps 9-11 nothing: they are there (UNEVEN) so that the others can have their registers
+ *
+ * With `settled` (mla.h) warp 8 plans and asks for a ring full of pages while the kernels before
+ * this one still run; all else waits for them.
  *
  * Barriers (full: the data is there; empty: its readers are done): a pair for each tile and for
- * each of two pieces of work. Merging is in mla_few_merge.cuh, the FP8 cache in mla_few_fp8.cuh. */
+ * each of four pieces of work. Merging is in mla_few_merge.cuh, the FP8 cache in mla_few_fp8.cuh.
+ */
 #pragma once
 
 #include "kernels/cuda/mla_few_work.cuh"
@@ -32,8 +37,11 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
     static constexpr int BOXES = (LATENT + ROPE + 63) / 64; /* of 64 columns: 128 bytes a row */
     static constexpr int BLOCKS = LATENT / 64;              /* of O^T's rows */
     static constexpr int MINE = BLOCKS / 2;                 /* those of a group of four warps */
-    static constexpr int COLUMNS = N / 4;                   /* of a thread: see column() */
-    static constexpr int ROUNDS = N / 16;                   /* of 16 columns: merging's step */
+    /* The groups share the scores' columns rather than the sums over half of the row. */
+    static constexpr bool BY_COLUMNS = N == 32 && !FP8;
+    static constexpr int SCORED = BY_COLUMNS ? N / 2 : N;    /* columns whose scores a group has */
+    static constexpr int SEEN = SCORED / 4, COLUMNS = N / 4; /* of a thread: see column() */
+    static constexpr int ROUNDS = N / 16;                    /* of 16 columns: merging's step */
     static constexpr int UNITS = 2 * BLOCKS;    /* of merging in a round: 64 rows x 8 columns */
     static constexpr int GROUPS = LATENT / 256; /* FP8: scales of a token in half a row */
 
@@ -44,10 +52,15 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
     static constexpr int RAW_ROW = FP8 ? ROPE_AT + 2 * ROPE : ROW_BYTES;
     static constexpr int STAGE_BYTES = FP8 ? TILE * RAW_ROW : BOXES * TILE * 128;
     static constexpr int Q_BYTES = BOXES * N * 128;
-    static constexpr int Q_STAGES = N == 16 && !FP8 ? 2 : 1;
+    static constexpr int Q_STAGES = FP8 ? 1 : 2;
+    static constexpr int P_COPIES = BY_COLUMNS ? 1 : 2; /* for each group, unless they share it */
+    /* Many accumulators or widened values need more registers than nine warps can have alike. */
+    static constexpr bool UNEVEN = FP8 || N > 16;
+    static constexpr int THREADS = UNEVEN ? 384 : 288;
     static constexpr int P_TILES = FP8 ? GROUPS : 1;
-    static constexpr int REST = Q_STAGES * Q_BYTES + 2 * P_TILES * N * 128 + 1024 * N +
-                                ROUNDS * MAX_CLUSTER * 16 * 8 + 8 * N * 4 + 1024;
+    static constexpr int REST = Q_STAGES * Q_BYTES + P_COPIES * P_TILES * N * 128 +
+                                (BY_COLUMNS ? 0 : 1024 * N) + ROUNDS * MAX_CLUSTER * 16 * 8 +
+                                12 * N * 4 + 1024;
     static constexpr int FIT = (232448 - REST) / STAGE_BYTES, STAGES = FIT < 4 ? FIT : 4;
 
     /* Merging's room for a round, and the stages that it takes. */
@@ -57,33 +70,41 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
 };
 
 enum {
+    WORKS = 4,           /* pieces that are known at a time */
+    HINTED = 2,          /* pages that are brought to L2 ahead of the ring at first */
     GROUP_THREADS = 128, /* a group of four warps */
     MATH_THREADS = 256,
-    THREADS = MATH_THREADS + 32,
     MATH_BARRIER = 1,
     GROUP_BARRIER = 2, /* and 3 */
 };
 
 /* Shared memory of 512 + 64, of 232,448 bytes:
- *             bf16      FP8
- *   tiles   147,456  167,936
- *   q        36,864   18,432
- *   p         4,096    8,192
- *   sums     16,384   16,384
- *   stats     2,048    2,048
- *   the rest under 2 KB */
+ *            16 rows:             32 rows:
+ *             bf16      FP8        bf16      FP8
+ *   tiles   147,456  167,936    147,456  125,952
+ *   q        36,864   18,432     73,728   36,864
+ *   p         4,096    8,192      4,096   16,384
+ *   sums     16,384   16,384          -   32,768
+ *   stats     2,048    2,048      4,096    4,096
+ *   the rest under 3 KB */
 template <class S> struct shared {
     alignas(1024) uint8_t tiles[S::STAGES][S::STAGE_BYTES];
     alignas(1024) uint8_t q[S::Q_STAGES][S::Q_BYTES];
-    alignas(1024) uint8_t p[2][S::P_TILES][S::N * 128];
-    float4 sums[2][2][S::N / 8][GROUP_THREADS]; /* [tile % 2][group]: scores of half a row */
-    float2 stats[S::ROUNDS][MAX_CLUSTER][16];   /* a merge's senders' (m, l) */
+    alignas(1024) uint8_t p[S::P_COPIES][S::P_TILES][S::N * 128];
+    /* [tile % 2][group]: scores of half a row. */
+    float4 sums[2][2][S::BY_COLUMNS ? 1 : S::N / 8][S::BY_COLUMNS ? 1 : GROUP_THREADS];
+    alignas(16) float keep[S::N];             /* BY_COLUMNS: what is left of the sums so far */
+    bool moved[2];                            /* [group]: some of that isn't 1 */
+    float2 whole[S::N];                       /* BY_COLUMNS: maxima and sums of a piece */
+    float2 stats[S::ROUNDS][MAX_CLUSTER][16]; /* a merge's senders' (m, l) */
     alignas(16) float by_warp[2][4][S::N];
+    int32_t limits[S::N];   /* of a piece's rows: tokens that they see */
     uint2 routes[S::UNITS]; /* of a merge's units, see make_routes() */
     float q_factor[2][S::FP8 ? S::GROUPS : 1][S::N];
-    piece work[2];
+    piece work[WORKS];
     uint64_t tile_full[S::STAGES], tile_empty[S::STAGES];
-    uint64_t work_full[2], work_empty[2];
+    uint64_t work_full[WORKS], work_empty[WORKS];
+    uint64_t asked;             /* for the first queries */
     uint64_t granted, received; /* see mla_few_merge.cuh */
     uint32_t last;
 };
@@ -108,6 +129,16 @@ template <int STAGES> struct ring {
     }
 };
 
+/* threadIdx.x for code that runs once a piece: what follows from it is not kept meanwhile, in
+ * registers that the products need. */
+static __device__ __forceinline__ int thread()
+{
+    int t;
+
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+
 static __device__ __forceinline__ int group()
 {
     return threadIdx.x / GROUP_THREADS;
@@ -121,11 +152,20 @@ static __device__ __forceinline__ void sync_group()
 /* ---- warp 8: the cache ----------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void load_page(uint32_t dst, const CUtensorMap *map, uint32_t bar,
-                                                 int32_t page)
+                                                 int32_t page, uint64_t policy)
 {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 " [%0], [%1, {%3, %3, %3, %4}], [%2];" ::"r"(dst),
-                 "l"(map), "r"(bar), "r"(0), "r"(page)
+                 ".L2::cache_hint [%0], [%1, {%3, %3, %3, %4}], [%2], %5;" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(0), "r"(page), "l"(policy)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void load_rows(uint32_t dst, const void *src, uint32_t bytes,
+                                                 uint32_t bar, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar), "l"(policy)
                  : "memory");
 }
 
@@ -133,7 +173,8 @@ static __device__ __forceinline__ void load_page(uint32_t dst, const CUtensorMap
  * tokens from there on are wanted). */
 template <class S>
 static __device__ __forceinline__ void bring_tile(const params &p, shared<S> &s, int stage,
-                                                  int token, int end, int page0, int page1)
+                                                  int token, int end, int page0, int page1,
+                                                  uint64_t policy)
 {
     uint32_t bar = smem_u32(&s.tile_full[stage]), dst = smem_u32(s.tiles[stage]);
     int row = token % MLA_PAGE_TOKENS;
@@ -141,22 +182,23 @@ static __device__ __forceinline__ void bring_tile(const params &p, shared<S> &s,
 
     mbar_arrive_expect(bar, S::BOXES * UNIT * 128 * (two ? 2 : 1));
     if (two && row == 0 && !p.ragged) {
-        load_page(dst, &p.page, bar, page0);
+        load_page(dst, &p.page, bar, page0, policy);
         return;
     }
+#pragma unroll 1
     for (int box = 0; box < S::BOXES; box++) {
         uint32_t to = dst + box * TILE * 128;
-        tma_load_3d(to, &p.half, bar, 64 * box, row, page0, TMA_EVICT_NORMAL);
+        tma_load_3d(to, &p.half, bar, 64 * box, row, page0, policy);
         if (two)
-            tma_load_3d(to + UNIT * 128, &p.half, bar, 64 * box, UNIT - row, page1,
-                        TMA_EVICT_NORMAL);
+            tma_load_3d(to + UNIT * 128, &p.half, bar, 64 * box, UNIT - row, page1, policy);
     }
 }
 
 /* FP8: the rows as they stand in the cache. */
 template <class S>
 static __device__ __forceinline__ void bring_rows(const params &p, shared<S> &s, int stage,
-                                                  int token, int end, int page0, int page1)
+                                                  int token, int end, int page0, int page1,
+                                                  uint64_t policy)
 {
     uint32_t bar = smem_u32(&s.tile_full[stage]), dst = smem_u32(s.tiles[stage]);
     int row = token % MLA_PAGE_TOKENS, n = min(end - token, (int)TILE);
@@ -168,9 +210,9 @@ static __device__ __forceinline__ void bring_rows(const params &p, shared<S> &s,
         if (lane > 0)
             return;
         mbar_arrive_expect(bar, n * S::ROW_BYTES);
-        bulk_load(dst, from0, n0 * S::ROW_BYTES, bar);
+        load_rows(dst, from0, n0 * S::ROW_BYTES, bar, policy);
         if (n > n0)
-            bulk_load(dst + n0 * S::ROW_BYTES, from1, (n - n0) * S::ROW_BYTES, bar);
+            load_rows(dst + n0 * S::ROW_BYTES, from1, (n - n0) * S::ROW_BYTES, bar, policy);
     } else {
         constexpr int EIGHTS = S::ROW_BYTES / 8;
         for (int i = lane; i < n * EIGHTS; i += 32) {
@@ -187,6 +229,35 @@ static __device__ __forceinline__ void bring_rows(const params &p, shared<S> &s,
     }
 }
 
+/* By lane 0: a page to L2. */
+template <class S> static __device__ __forceinline__ void hint_page(const params &p, int page)
+{
+    if constexpr (S::FP8)
+        asm volatile(
+            "cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p.pages + page * p.page_stride),
+            "r"(MLA_PAGE_TOKENS * S::ROW_BYTES)
+            : "memory");
+    else if (!p.ragged)
+        asm volatile(
+            "cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %1, %1, %2}];" ::"l"(&p.page),
+            "r"(0), "r"(page)
+            : "memory");
+}
+
+/* The pages that the ring has no room for yet: places from `at` on in the warp's entries of the
+ * table, `n` in all; not the last one, which may still be written. Memory would be idle while the
+ * first tiles wait for their queries. */
+template <class S>
+static __device__ __forceinline__ void hint_pages(const params &p, int at, int n, int entry)
+{
+#pragma unroll 1
+    for (int i = at; i < min(at + HINTED, min(n - 1, 32)); i++) {
+        int page = __shfl_sync(~0u, entry, i);
+        if (threadIdx.x % 32 == 0)
+            hint_page<S>(p, page);
+    }
+}
+
 /* Hands on a stage that brings nothing. */
 template <class S> static __device__ void pass_stage(shared<S> &s, ring<S::STAGES> &at)
 {
@@ -200,7 +271,7 @@ template <class S> static __device__ void pass_stage(shared<S> &s, ring<S::STAGE
 
 /* Tells the other warps of a piece, or, with rows 0, that there is none. */
 template <class S>
-static __device__ __forceinline__ void publish(shared<S> &s, const piece &x, ring<2> &works)
+static __device__ __forceinline__ void publish(shared<S> &s, const piece &x, ring<WORKS> &works)
 {
     mbar_wait(smem_u32(&s.work_empty[works.stage]), works.phase ^ 1);
     if (threadIdx.x % 32 == 0) {
@@ -216,40 +287,63 @@ struct entries {
     bool read;
 };
 
-/* Those of a piece's first pages, if the table's size is known, so that no lengths out of date lead
- * past its end. */
-static __device__ __forceinline__ entries read_entries(const params &p, const piece &x, bool more)
+/* Those of a piece's first pages. Not past the table's end, in case they follow from lengths out of
+ * date; a table of unknown size is left for later then. */
+static __device__ __forceinline__ entries read_entries(const params &p, const piece &x, bool more,
+                                                       bool sure)
 {
     int64_t at = x.begin / MLA_PAGE_TOKENS + threadIdx.x % 32, entry = x.table + at;
     int64_t size = (int64_t)p.seqs.table_stride * (p.seqs.table_starts ? 1 : p.seqs.n_seqs);
-    entries known = {0, more && size > 0};
+    entries known = {0, more && (sure || size > 0)};
 
-    if (known.read && at < (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS && entry >= 0 &&
-        entry < size)
+    if (known.read && at < (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS &&
+        (sure || (entry >= 0 && entry < size)))
         known.entry = __ldcg(p.seqs.block_tables + entry);
     return known;
 }
 
+/* The warp's view of its work. */
+template <class S> struct feeder {
+    plan<S::N> w;
+    ring<S::STAGES> at;
+    ring<WORKS> works;
+    bool waited; /* for the kernels before this one */
+    bool more;   /* there is a piece */
+    piece x;
+    entries known; /* of it */
+};
+
+/* Brings a piece, and finds the next one once a ring's worth of it is asked for. */
 template <class S>
-static __device__ __forceinline__ void bring_piece(const params &p, shared<S> &s, const piece &x,
-                                                   ring<S::STAGES> &at, ring<2> &works,
-                                                   bool first_piece, entries known)
+static __device__ __forceinline__ void bring_piece(const params &p, shared<S> &s, feeder<S> &f,
+                                                   bool first_piece)
 {
+    const piece x = f.x;
     int lane = threadIdx.x % 32, pages = (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS;
     int first = x.begin / MLA_PAGE_TOKENS; /* the warp holds 32 entries of the block table */
     const int32_t *table = p.seqs.block_tables + x.table;
-    int entry = known.entry;
-    if (!known.read)
+    int entry = f.known.entry, ahead = min(x.tiles, (int)S::STAGES);
+    uint64_t policy = f.w.stream ? TMA_EVICT_FIRST : TMA_EVICT_NORMAL;
+    int settled = x.kv_len - x.q_len; /* tokens that are there before the wait */
+    if (!f.known.read)
         entry = first + lane < pages ? __ldcg(table + first + lane) : 0;
 
-    ring<2> mine = works;
-    publish<S>(s, x, works);
-    if (first_piece) /* its queries are asked for before memory is busy with the cache */
-        mbar_wait(smem_u32(&s.work_empty[mine.stage]), mine.phase);
-    for (int i = 0; i < x.tiles; i++) {
+    publish<S>(s, x, f.works);
+    if (first_piece && !p.settled) /* its queries are asked for before memory is busy */
+        mbar_wait(smem_u32(&s.asked), 0);
+#pragma unroll 1
+    for (int i = 0;; i++) {
+        if (i == ahead) {
+            if (first_piece)
+                hint_pages<S>(p, x.begin / MLA_PAGE_TOKENS + i - first, pages - first, entry);
+            f.more = f.w.next(p, f.x);
+            f.known = read_entries(p, f.x, f.more, true);
+        }
+        if (i == x.tiles)
+            break;
         int token = x.begin + i * TILE, page = token / MLA_PAGE_TOKENS;
         if (token >= x.end) {
-            pass_stage<S>(s, at);
+            pass_stage<S>(s, f.at);
             continue;
         }
         int next = (token + UNIT) / MLA_PAGE_TOKENS;
@@ -259,57 +353,52 @@ static __device__ __forceinline__ void bring_piece(const params &p, shared<S> &s
         }
         int page0 = __shfl_sync(~0u, entry, page - first);
         int page1 = __shfl_sync(~0u, entry, next - first);
-        mbar_wait(smem_u32(&s.tile_empty[at.stage]), at.phase ^ 1);
+        mbar_wait(smem_u32(&s.tile_empty[f.at.stage]), f.at.phase ^ 1);
+        if (!f.waited && min(token + TILE, x.end) > settled) {
+            launch_wait();
+            f.waited = true;
+        }
         if constexpr (S::FP8)
-            bring_rows<S>(p, s, at.stage, token, x.end, page0, page1);
+            bring_rows<S>(p, s, f.at.stage, token, x.end, page0, page1, policy);
         else if (lane == 0)
-            bring_tile<S>(p, s, at.stage, token, x.end, page0, page1);
-        at.advance();
+            bring_tile<S>(p, s, f.at.stage, token, x.end, page0, page1, policy);
+        f.at.advance();
     }
     if (x.scratch)
         for (int i = 0; i < S::ROOMS; i++)
-            pass_stage<S>(s, at);
+            pass_stage<S>(s, f.at);
 }
 
 template <class S>
 static __device__ __forceinline__ void bring_cache(const params &p, shared<S> &s, int rank,
                                                    int cluster)
 {
-    plan<S::N> w;
-    piece x;
-    ring<S::STAGES> at;
-    ring<2> works;
-    entries known;
-    bool more = false;
+    feeder<S> f;
 
+    f.waited = !p.settled;
 #pragma unroll 1
     for (int pass = 0;; pass++) {
-        w.init(p, blockIdx.x / cluster, rank, cluster);
-        more = w.next(p, x);
-        if (pass == 0)
+        f.w.init(p, blockIdx.x / cluster, rank, cluster);
+        f.more = f.w.next(p, f.x);
+        if (pass == 0 && !p.settled)
             launch_wait();
-        known = read_entries(p, x, more);
-        if (pass == 1 || w.holds(p))
+        f.known = read_entries(p, f.x, f.more, p.settled);
+        if (p.settled || pass == 1 || f.w.holds(p))
             break;
     }
-    for (bool first = true; more; first = false) {
-        bring_piece<S>(p, s, x, at, works, first, known);
-        more = w.next(p, x);
-        known.read = false;
-    }
-    x.rows = 0;
-    publish<S>(s, x, works);
+    for (bool first = true; f.more; first = false)
+        bring_piece<S>(p, s, f, first);
+    f.x.rows = 0;
+    publish<S>(s, f.x, f.works);
 }
 
 /* ---- warps 0-7: the queries ------------------------------------------------------------------ */
 
-/* The place of the last one may be used again. */
-template <class S> static __device__ __forceinline__ void took_piece(shared<S> &s, ring<2> &works)
+static __device__ __forceinline__ void arrive_warp(uint64_t &bar)
 {
     __syncwarp();
     if (threadIdx.x % 32 == 0)
-        mbar_arrive(smem_u32(&s.work_empty[works.stage]));
-    works.advance();
+        mbar_arrive(smem_u32(&bar));
 }
 
 /* 16 bytes of global into shared memory, or zeros. */
@@ -328,11 +417,16 @@ static __device__ __forceinline__ void ask_queries(const params &p, uint8_t *q, 
     const __nv_bfloat16 *from = p.q + x.out_row * (S::LATENT + S::ROPE);
     uint32_t to = smem_u32(q);
 
-    for (int i = threadIdx.x; i < S::N * CHUNKS; i += MATH_THREADS) {
-        int row = i / CHUNKS, chunk = i % CHUNKS, swizzled = chunk % 8 ^ row % 8;
+    int row = thread() / CHUNKS, chunk = thread() % CHUNKS;
+#pragma unroll 1
+    while (row < S::N) {
+        int swizzled = chunk % 8 ^ row % 8;
         bool there = row < x.rows;
         copy_16(to + chunk / 8 * (S::N * 128) + row * 128 + swizzled * 16,
-                there ? from + (int64_t)i * 8 : p.q, there);
+                there ? from + (row * CHUNKS + chunk) * 8 : p.q, there);
+        row += MATH_THREADS / CHUNKS, chunk += MATH_THREADS % CHUNKS;
+        if (chunk >= CHUNKS)
+            chunk -= CHUNKS, row++;
     }
 }
 
@@ -353,9 +447,9 @@ template <class S> struct state {
 };
 
 /* Columns of a thread. */
-static __device__ __forceinline__ int column(int c)
+static __device__ __forceinline__ int column(int c, int t = threadIdx.x)
 {
-    return 8 * (c / 2) + 2 * (threadIdx.x % 4) + c % 2;
+    return 8 * (c / 2) + 2 * (t % 4) + c % 2;
 }
 
 /* Rows of a tile that hold nothing: what is there may be NaN, which times 0 is NaN. The groups meet
@@ -400,6 +494,27 @@ static __device__ __forceinline__ void half_scores(float (&d)[S::N / 2], uint32_
     wgmma_hold(d);
 }
 
+/* bf16: d = K Q^T of this group's columns; in units of log2. */
+template <class S>
+static __device__ __forceinline__ void column_scores(float (&d)[S::SCORED / 2], uint32_t tile,
+                                                     uint32_t q, float scale)
+{
+    uint64_t a = wgmma_desc(tile, 0, 1024, SWIZZLE_128);
+    uint64_t b = wgmma_desc(q + group() * (S::SCORED * 128), 0, 1024, SWIZZLE_128);
+
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < (S::LATENT + S::ROPE) / 16; k++)
+        wgmma<S::SCORED>::template ss<0, 0>(d, desc_at(a, k / 4 * TILE * 128 + k % 4 * 32),
+                                            desc_at(b, k / 4 * S::N * 128 + k % 4 * 32), k > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(d);
+#pragma unroll
+    for (int i = 0; i < S::SCORED / 2; i++)
+        d[i] *= scale;
+}
+
 /* Adds the other group's half of the scores; in units of log2. The same bits in both groups. */
 template <class S>
 static __device__ __forceinline__ void add_halves(float (&d)[S::N / 2], shared<S> &s, int which,
@@ -422,45 +537,60 @@ static __device__ __forceinline__ void add_halves(float (&d)[S::N / 2], shared<S
     }
 }
 
-/* Of each of a thread's columns: the first token that its row doesn't see. */
+/* Of each row of a piece: the first token that it doesn't see. */
 template <class S>
-static __device__ __forceinline__ void find_limits(const params &p, const piece &x,
-                                                   int (&limits)[S::COLUMNS])
+static __device__ __forceinline__ void find_limits(const params &p, shared<S> &s, const piece &x)
 {
-#pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++) {
-        limits[c] = x.end;
-        if (p.causal && x.q_len > 1) {
-            int query = min((x.row0 + column(c)) / p.heads, x.q_len - 1);
-            limits[c] = min(x.end, x.kv_len - x.q_len + query + 1);
-        }
+    int row = thread(), limit = x.end;
+
+    if (row >= S::N)
+        return;
+    if (p.causal && x.q_len > 1) {
+        int query = min((x.row0 + row) / p.heads, x.q_len - 1);
+        limit = min(x.end, x.kv_len - x.q_len + query + 1);
     }
+    s.limits[row] = limit;
 }
 
 /* d[] of tokens that a row doesn't see becomes -infinity. `token` is that of the tile's row 0. */
 template <class S>
-static __device__ __forceinline__ void mask(float (&d)[S::N / 2], const int (&limits)[S::COLUMNS],
+static __device__ __forceinline__ void mask(float (&d)[S::SCORED / 2], const shared<S> &s,
                                             int token)
 {
-    token += threadIdx.x % GROUP_THREADS / 32 * 16 + threadIdx.x % 32 / 4;
+    int t = thread(), first = S::BY_COLUMNS ? t / GROUP_THREADS * S::SCORED : 0;
+
+    token += t % GROUP_THREADS / 32 * 16 + t % 32 / 4;
 #pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++)
+    for (int c = 0; c < S::SEEN; c++)
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            if (token + 8 * i >= limits[c])
+            if (token + 8 * i >= s.limits[first + column(c, t)])
                 d[4 * (c / 2) + 2 * i + c % 2] = -INFINITY;
 }
 
-/* Probabilities in place of scores, and the state brought to the new maximum. */
+/* o times keep, by column. */
 template <class S>
-static __device__ __forceinline__ void softmax(float (&d)[S::N / 2], state<S> &st, shared<S> &s)
+static __device__ __forceinline__ void scale_sums(state<S> &st, const float (&keep)[S::COLUMNS])
+{
+#pragma unroll
+    for (int b = 0; b < S::MINE; b++)
+#pragma unroll
+        for (int i = 0; i < S::N / 2; i++)
+            st.o[b][i] *= keep[2 * (i / 4) + i % 2];
+}
+
+/* Probabilities in place of scores, and the state brought to the new maximum; but o with
+ * BY_COLUMNS, see follow_maxima(). */
+template <class S>
+static __device__ __forceinline__ void softmax(float (&d)[S::SCORED / 2], state<S> &st,
+                                               shared<S> &s)
 {
     int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
-    float high[S::COLUMNS], keep[S::COLUMNS];
+    float high[S::SEEN], keep[S::SEEN];
     bool moved = false;
 
 #pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++) {
+    for (int c = 0; c < S::SEEN; c++) {
         int at = 4 * (c / 2) + c % 2;
         high[c] = fmaxf(d[at], d[at + 2]);
 #pragma unroll
@@ -469,11 +599,14 @@ static __device__ __forceinline__ void softmax(float (&d)[S::N / 2], state<S> &s
     }
     if (lane < 4)
 #pragma unroll
-        for (int c = 0; c < S::COLUMNS; c++)
+        for (int c = 0; c < S::SEEN; c++)
             s.by_warp[group()][warp][column(c)] = high[c];
-    sync_group();
+    if (S::BY_COLUMNS) /* the other group, too, is done with the last tile's probabilities */
+        named_sync(MATH_BARRIER, MATH_THREADS);
+    else
+        sync_group();
 #pragma unroll
-    for (int c = 0; c < S::COLUMNS; c += 2) {
+    for (int c = 0; c < S::SEEN; c += 2) {
         high[c] = st.m[c], high[c + 1] = st.m[c + 1];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -483,7 +616,7 @@ static __device__ __forceinline__ void softmax(float (&d)[S::N / 2], state<S> &s
         }
     }
 #pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++) {
+    for (int c = 0; c < S::SEEN; c++) {
         int at = 4 * (c / 2) + c % 2;
         float m = high[c];
         float zero = m == -INFINITY ? 0 : m;
@@ -494,13 +627,32 @@ static __device__ __forceinline__ void softmax(float (&d)[S::N / 2], state<S> &s
         d[at + 2] = exp2_fast(d[at + 2] - zero);
         st.l[c] = st.l[c] * keep[c] + d[at] + d[at + 2];
     }
-    if (__any_sync(~0u, moved)) {
+    moved = __any_sync(~0u, moved);
+    if constexpr (!S::BY_COLUMNS) {
+        if (moved)
+            scale_sums<S>(st, keep);
+    } else if (warp == 0) {
+        if (lane == 0)
+            s.moved[group()] = moved;
+        if (lane < 4)
 #pragma unroll
-        for (int b = 0; b < S::MINE; b++)
-#pragma unroll
-            for (int i = 0; i < S::N / 2; i++)
-                st.o[b][i] *= keep[2 * (i / 4) + i % 2];
+            for (int c = 0; c < S::SEEN; c++)
+                s.keep[group() * S::SCORED + column(c)] = keep[c];
     }
+}
+
+/* BY_COLUMNS: brings o to the new maxima once both groups have told what they are. */
+template <class S>
+static __device__ __forceinline__ void follow_maxima(state<S> &st, const shared<S> &s)
+{
+    float keep[S::COLUMNS];
+
+    if (!s.moved[0] && !s.moved[1])
+        return;
+#pragma unroll
+    for (int c = 0; c < S::COLUMNS; c++)
+        keep[c] = s.keep[column(c)];
+    scale_sums<S>(st, keep);
 }
 
 static __device__ __forceinline__ uint32_t pack(float low, float high)
@@ -514,13 +666,13 @@ static __device__ __forceinline__ uint32_t pack(float low, float high)
 /* P^T to shared memory: N rows of 64 tokens, swizzled; times `low` for the first of this thread's
  * tokens, `high` for the second. */
 template <class S>
-static __device__ __forceinline__ void store_p(const float (&d)[S::N / 2], uint32_t to, float low,
-                                               float high)
+static __device__ __forceinline__ void store_p(const float (&d)[S::SCORED / 2], uint32_t to,
+                                               float low, float high)
 {
     int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
 
 #pragma unroll
-    for (int j = 0; j < S::N / 8; j += 2) {
+    for (int j = 0; j < S::SCORED / 8; j += 2) {
         /* Lane l names row l % 8 of matrix l / 8; matrix 2 jj + i has tokens 8 i .. of the warp's.
          */
         int row = 8 * (j + lane / 16) + lane % 8, chunk = 2 * warp + lane / 8 % 2;
@@ -556,9 +708,7 @@ static __device__ __forceinline__ void values(state<S> &st, uint32_t tile, uint3
 
 template <class S> static __device__ __forceinline__ void release(shared<S> &s, ring<S::STAGES> &at)
 {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        mbar_arrive(smem_u32(&s.tile_empty[at.stage]));
+    arrive_warp(s.tile_empty[at.stage]);
     at.advance();
 }
 

@@ -1,4 +1,4 @@
-/* The decode kernel for up to 16 query rows a tile: its parameters, and the instantiations that
+/* The decode kernel for few query rows: its parameters, and the instantiations that
  * mla_few.cu launches. mla_few.cuh says how the kernel is laid out. */
 #pragma once
 
@@ -10,23 +10,22 @@ namespace mla_few
 {
 
 enum {
-    ROWS = 16, /* query rows of a tile */
     MAX_CLUSTER = 16,
     MAX_SMS = 160,
     UNIT = 32, /* tokens: what the cache of a small call is cut in */
     TILE_SHIFT = 6,
-    TILE = 64,       /* tokens a product takes at a time: a page, or two halves of pages */
-    MAX_PIECES = 16, /* of a sequence in batch-invariant mode */
-    /* Row tiles of a call in batch-invariant mode. The counters stand where mla_small.h has its own
-     * and are as many, so that both kernels can share a workspace. */
-    MAX_ITEMS = 4096,
+    TILE = 64,        /* tokens a product takes at a time: a page, or two halves of pages */
+    MAX_PIECES = 16,  /* of a sequence in batch-invariant mode */
+    MAX_ITEMS = 4096, /* row tiles of a call in batch-invariant mode */
     PIECE_PAGES = 64, /* a sequence has one piece for each so many pages, up to MAX_PIECES */
 };
 
 struct params {
-    CUtensorMap half; /* bf16: (latent + rope, 64, pages), boxes of 64 x 32 */
-    CUtensorMap page; /* bf16: (64, 64, width / 64, pages), a page a box; unless `ragged` */
-    int32_t ragged;   /* latent + rope is no multiple of 64 */
+    CUtensorMap half;     /* bf16: (latent + rope, 64, pages), boxes of 64 x 32 */
+    CUtensorMap page;     /* bf16: (64, 64, width / 64, pages), a page a box; unless `ragged` */
+    int32_t stream_pages; /* of a call, up to which the cache is the first to leave L2 */
+    int32_t ragged;       /* latent + rope is no multiple of 64 */
+    int32_t settled, next_late; /* as mla.h has them */
     struct mla_seqs seqs;
     const uint8_t *pages;
     int64_t page_stride;
@@ -55,8 +54,10 @@ struct variant {
 };
 
 /* kernel NULL when there is none of these sizes. */
-variant find_bf16(int latent_dim, int rope_dim);
-variant find_fp8(int latent_dim, int rope_dim);
+variant find_16_bf16(int latent_dim, int rope_dim);
+variant find_16_fp8(int latent_dim, int rope_dim);
+variant find_32_bf16(int latent_dim, int rope_dim);
+variant find_32_fp8(int latent_dim, int rope_dim);
 
 /* mla_few_launch with clusters of 1, 2, 3, 4, 6, 8 or 16 blocks, for tests; 0: as suits. */
 int launch(const struct mla_decode_args *args, int cluster, cudaStream_t stream);

@@ -1,4 +1,4 @@
-/* The FP8 cache in the decode kernel for up to 16 query rows a tile: tiles are rows as they stand
+/* The FP8 cache in the decode kernel for few query rows: tiles are rows as they stand
  * in the cache, widened in registers on the way into the products (mma.sync; shared memory would
  * have to hold a second tile otherwise, and warps to fill it).
  *
@@ -150,22 +150,22 @@ static __device__ __forceinline__ void store_rope_part(const params &p, shared<S
 
 /* A piece's query rows in shared memory. */
 template <class S>
-static __device__ __forceinline__ void store_queries(const params &p, shared<S> &s, const piece &x,
-                                                     ring<2> &works)
+static __device__ __forceinline__ void store_queries(const params &p, shared<S> &s, const piece &x)
 {
     static_assert(sizeof(q_words<S>) <= S::Q_BYTES, "queries");
-    static_assert(2 * S::GROUPS * (S::N / 8) <= MATH_THREADS / 32, "a part for each warp");
-    int warp = threadIdx.x / 32, part = warp % (2 * S::GROUPS), j = warp / (2 * S::GROUPS);
-    bool mine = j < S::N / 8;
-    uint32_t v[16];
+    constexpr int JOBS = 2 * S::GROUPS * (S::N / 8), WARPS = MATH_THREADS / 32;
+    static_assert(2 * (S::N / 8) <= WARPS, "a part for each warp");
+    int warp = thread() / 32;
 
-    if (mine)
-        load_latent_part<S>(v, p, x, part, 8 * j + threadIdx.x % 32 / 4);
-    took_piece<S>(s, works);
     if (warp < 2 * (S::N / 8))
         store_rope_part<S>(p, s, x, warp % 2, warp / 2);
-    if (mine)
-        store_latent_part<S>(v, s, part, j);
+#pragma unroll 1
+    for (int job = warp; job < JOBS; job += WARPS) {
+        uint32_t v[16];
+        load_latent_part<S>(v, p, x, job % (2 * S::GROUPS),
+                            8 * (job / (2 * S::GROUPS)) + threadIdx.x % 32 / 4);
+        store_latent_part<S>(v, s, job % (2 * S::GROUPS), job / (2 * S::GROUPS));
+    }
     named_sync(MATH_BARRIER, MATH_THREADS);
 }
 

@@ -1,4 +1,4 @@
-/* How partial results become one, in the decode kernel for up to 16 query rows a tile. A partial
+/* How partial results become one, in the decode kernel for few query rows. A partial
  * result is (m, l, o) of a row over some tokens: it stands for exp2(m) * (l, o). Always merged in
  * the order of the tokens, so that equal inputs give equal bits.
  *
@@ -60,9 +60,9 @@ static __device__ __forceinline__ float4 *room_of(shared<S> &s, const ring<S::ST
 
 /* 4 floats of a unit += w * part */
 static __device__ __forceinline__ void add_part(float (&v)[4], const float4 &part, const float2 *w,
-                                                int half)
+                                                int half, int t)
 {
-    float4 a = *(const float4 *)(w + 8 * half + column(0));
+    float4 a = *(const float4 *)(w + 8 * half + column(0, t));
 
     v[0] += a.x * part.x;
     v[1] += a.z * part.y;
@@ -75,7 +75,7 @@ static __device__ __forceinline__ void add_part(float (&v)[4], const float4 &par
  * whole's (m, l) of column 2 warp + lane % 2. All of the math threads meet after. */
 static __device__ __forceinline__ float2 weigh(float2 (*stats)[16], int n, bool last)
 {
-    int lane = threadIdx.x % 32, col = threadIdx.x / 32 * 2 + lane % 2;
+    int t = thread(), lane = t % 32, col = t / 32 * 2 + lane % 2;
     float m = -INFINITY, l = 0;
 
     for (int i = lane / 2; i < n; i += 16)
@@ -105,9 +105,10 @@ static __device__ __forceinline__ float2 weigh(float2 (*stats)[16], int n, bool 
 /* A unit, the place-th of this block's: rounded, turned around. FP8's rows stand otherwise: see
  * mla_few_fp8.cuh. */
 template <class S>
-static __device__ __forceinline__ void turn_unit(uint8_t *turned, int place, const float (&v)[4])
+static __device__ __forceinline__ void turn_unit(uint8_t *turned, int place, const float (&v)[4],
+                                                 int t)
 {
-    int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
+    int warp = t % GROUP_THREADS / 32, lane = t % 32;
     uint8_t *to = turned + place * 1024;
 
     if constexpr (S::FP8) {
@@ -132,11 +133,11 @@ template <class S>
 static __device__ __forceinline__ void write_output(const params &p, const piece &x,
                                                     const merge_place<S> &at)
 {
-    int first = at.first, own = at.own;
+    int first = at.first, own = at.own, t = thread();
 
     named_sync(MATH_BARRIER, MATH_THREADS);
 #pragma unroll 4
-    for (int i = threadIdx.x; i < S::ROUNDS * own * 64; i += MATH_THREADS) {
+    for (int i = t; i < S::ROUNDS * own * 64; i += MATH_THREADS) {
         int place = i / 64, round = S::ROUNDS == 1 ? 0 : place >= own;
         int unit = first + place - round * own, in_unit = i / 8 % 8, chunk = i % 8;
         int row = 16 * round + unit % 2 * 8 + in_unit;
@@ -158,10 +159,11 @@ static __device__ __forceinline__ void write_lse(const params &p, const piece &x
 /* ---- a part's result in the workspace -------------------------------------------------------- */
 
 template <class S>
-static __device__ __forceinline__ float4 *partial_of(const params &p, int slot, int round, int unit)
+static __device__ __forceinline__ float4 *partial_of(const params &p, int slot, int round, int unit,
+                                                     int t)
 {
     return p.partials + (((int64_t)slot * S::ROUNDS + round) * S::UNITS + unit) * GROUP_THREADS +
-           threadIdx.x % GROUP_THREADS;
+           t % GROUP_THREADS;
 }
 
 template <class S>
@@ -176,7 +178,7 @@ template <class S>
 static __device__ __forceinline__ void emit_alone(const params &p, const piece &x,
                                                   const merge_place<S> &at, const state<S> &st)
 {
-    int slot = slot_of(x, x.part);
+    int slot = slot_of(x, x.part), t = thread();
     float scale[S::COLUMNS];
 
 #pragma unroll
@@ -186,23 +188,23 @@ static __device__ __forceinline__ void emit_alone(const params &p, const piece &
     for (int r = 0; r < S::ROUNDS; r++)
 #pragma unroll
         for (int u = 0; u < 2 * S::MINE; u++) {
-            int unit = group() * (2 * S::MINE) + u, c = 4 * r + u % 2 * 2;
+            int unit = t / GROUP_THREADS * (2 * S::MINE) + u, c = 4 * r + u % 2 * 2;
             const float *o = st.o[u / 2] + 8 * r + u % 2 * 4;
             float v[4] = {o[0] * scale[c], o[1] * scale[c + 1], o[2] * scale[c],
                           o[3] * scale[c + 1]};
             if (x.parts == 1)
-                turn_unit<S>(at.turned, r * S::UNITS + unit, v);
+                turn_unit<S>(at.turned, r * S::UNITS + unit, v, t);
             else
-                __stcg(partial_of<S>(p, slot, r, unit), make_float4(v[0], v[1], v[2], v[3]));
+                __stcg(partial_of<S>(p, slot, r, unit, t), make_float4(v[0], v[1], v[2], v[3]));
         }
-    if (threadIdx.x < 4)
+    if (t < 4)
 #pragma unroll
         for (int c = 0; c < S::COLUMNS; c++) {
             float2 ml = make_float2(st.m[c], st.l[c]);
             if (x.parts == 1)
-                write_lse(p, x, column(c), ml);
+                write_lse(p, x, column(c, t), ml);
             else
-                __stcg(stats_of<S>(p, slot, 0, 0) + column(c), ml);
+                __stcg(stats_of<S>(p, slot, 0, 0) + column(c, t), ml);
         }
 }
 
@@ -230,22 +232,22 @@ template <class S>
 static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> &tiles,
                                             const state<S> &st, const merge_place<S> &at)
 {
-    int warp = threadIdx.x / 32, thread = threadIdx.x % GROUP_THREADS;
+    int t = thread(), warp = t / 32;
     uint32_t received = smem_u32(&s.received), rooms[S::ROUNDS];
 
 #pragma unroll
     for (int r = 0; r < S::ROUNDS; r++)
-        rooms[r] = smem_u32(room_of<S>(s, tiles, r) + thread);
+        rooms[r] = smem_u32(room_of<S>(s, tiles, r) + t % GROUP_THREADS);
     /* Four lanes of a warp know the sums of all columns: warp w tells blocks w and w + 8. */
-    if (threadIdx.x % 32 < 4)
+    if (t % 32 < 4)
         for (int to = warp; to < at.cluster; to += MATH_THREADS / 32)
 #pragma unroll
             for (int c = 0; c < S::COLUMNS; c++)
-                send_2(cluster_map(smem_u32(&s.stats[c / 4][at.rank][column(c % 4)]), to),
+                send_2(cluster_map(smem_u32(&s.stats[c / 4][at.rank][column(c % 4, t)]), to),
                        cluster_map(received, to), st.m[c], st.l[c]);
 #pragma unroll
     for (int u = 0; u < 2 * S::MINE; u++) {
-        uint2 route = s.routes[group() * (2 * S::MINE) + u];
+        uint2 route = s.routes[t / GROUP_THREADS * (2 * S::MINE) + u];
 #pragma unroll
         for (int r = 0; r < S::ROUNDS; r++)
             send_4(rooms[r] + route.x + route.y, received + route.x,
@@ -259,7 +261,7 @@ static __device__ __forceinline__ void gather(const params &p, shared<S> &s, con
                                               const piece &x, const merge_place<S> &at, int round)
 {
     int own = at.own, first = at.first, slot = slot_of(x, x.part);
-    int lane = threadIdx.x % 32, col = threadIdx.x / 32 * 2 + lane % 2;
+    int t = thread(), lane = t % 32, col = t / 32 * 2 + lane % 2;
     float2 ml = weigh(s.stats[round], at.cluster, x.parts == 1);
 
     if (lane < 2 && x.parts > 1)
@@ -267,16 +269,17 @@ static __device__ __forceinline__ void gather(const params &p, shared<S> &s, con
     if (lane < 2 && x.parts == 1 && at.rank == 0)
         write_lse(p, x, 16 * round + col, ml);
 #pragma unroll 1
-    for (int i = group() ^ round; i < own; i += 2) {
-        const float4 *from = room + i * GROUP_THREADS + threadIdx.x % GROUP_THREADS;
+    for (int i = t / GROUP_THREADS ^ round; i < own; i += 2) {
+        const float4 *from = room + i * GROUP_THREADS + t % GROUP_THREADS;
         float v[4] = {};
 #pragma unroll 4
         for (int k = 0; k < at.cluster; k++)
-            add_part(v, from[k * own * GROUP_THREADS], s.stats[round][k], (first + i) % 2);
+            add_part(v, from[k * own * GROUP_THREADS], s.stats[round][k], (first + i) % 2, t);
         if (x.parts == 1)
-            turn_unit<S>(at.turned, round * own + i, v);
+            turn_unit<S>(at.turned, round * own + i, v, t);
         else
-            __stcg(partial_of<S>(p, slot, round, first + i), make_float4(v[0], v[1], v[2], v[3]));
+            __stcg(partial_of<S>(p, slot, round, first + i, t),
+                   make_float4(v[0], v[1], v[2], v[3]));
     }
 }
 
@@ -326,19 +329,19 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
                                                    const piece &x, const merge_place<S> &at,
                                                    int round)
 {
-    int own = at.own, first = at.first, lane = threadIdx.x % 32;
-    int col = threadIdx.x / 32 * 2 + lane % 2;
+    int own = at.own, first = at.first, t = thread(), lane = t % 32;
+    int col = t / 32 * 2 + lane % 2;
     float4 part[BATCH];
     auto read = [&](int i, int begin) {
 #pragma unroll
         for (int k = 0; k < BATCH; k++)
-            part[k] =
-                __ldcg(partial_of<S>(p, slot_of(x, min(begin + k, x.parts - 1)), round, first + i));
+            part[k] = __ldcg(
+                partial_of<S>(p, slot_of(x, min(begin + k, x.parts - 1)), round, first + i, t));
     };
 
     for (int i = lane / 2; i < x.parts; i += 16)
         stats[i][col] = __ldcg(stats_of<S>(p, slot_of(x, i), at.rank, round) + col);
-    int i = group() ^ round & 1;
+    int i = t / GROUP_THREADS ^ round & 1;
     if (i < own)
         read(i, 0);
     float2 ml = weigh(stats, x.parts, true);
@@ -354,44 +357,57 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
 #pragma unroll
             for (int k = 0; k < BATCH; k++)
                 if (begin + k < x.parts)
-                    add_part(v, part[k], stats[begin + k], (first + i) % 2);
+                    add_part(v, part[k], stats[begin + k], (first + i) % 2, t);
         }
-        turn_unit<S>(at.turned, round * own + i, v);
+        turn_unit<S>(at.turned, round * own + i, v, t);
     }
     named_sync(MATH_BARRIER, MATH_THREADS);
 }
 
 /* ---- the end of a piece ---------------------------------------------------------------------- */
 
-/* Sums over a column of what its threads have. */
+/* Sums over a column of what its threads have; with BY_COLUMNS, maxima and sums of all columns. */
 template <class S> static __device__ __forceinline__ void sum_columns(shared<S> &s, state<S> &st)
 {
     float(*by_warp)[S::N] = s.by_warp[group()];
+    int t = thread(), warp = t % GROUP_THREADS / 32;
 
 #pragma unroll
     for (int step = 4; step < 32; step *= 2)
 #pragma unroll
-        for (int c = 0; c < S::COLUMNS; c++)
+        for (int c = 0; c < S::SEEN; c++)
             st.l[c] += __shfl_xor_sync(~0u, st.l[c], step);
     sync_group(); /* the maxima were read */
-    if (threadIdx.x % 32 < 4)
+    if (t % 32 < 4)
 #pragma unroll
-        for (int c = 0; c < S::COLUMNS; c++)
-            by_warp[threadIdx.x % GROUP_THREADS / 32][column(c)] = st.l[c];
+        for (int c = 0; c < S::SEEN; c++)
+            by_warp[warp][column(c, t)] = st.l[c];
     sync_group();
 #pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++) {
-        const float *at = &by_warp[0][column(c)];
+    for (int c = 0; c < S::SEEN; c++) {
+        const float *at = &by_warp[0][column(c, t)];
         st.l[c] = at[0] + at[S::N] + at[2 * S::N] + at[3 * S::N];
     }
-    sync_group();
+    if constexpr (S::BY_COLUMNS) {
+        if (warp == 0 && t < GROUP_THREADS * group() + 4)
+#pragma unroll
+            for (int c = 0; c < S::SEEN; c++)
+                s.whole[group() * S::SCORED + column(c, t)] = make_float2(st.m[c], st.l[c]);
+        named_sync(MATH_BARRIER, MATH_THREADS);
+#pragma unroll
+        for (int c = 0; c < S::COLUMNS; c++)
+            st.m[c] = s.whole[column(c, t)].x, st.l[c] = s.whole[column(c, t)].y;
+    } else {
+        sync_group();
+    }
 }
 
 template <class S>
-static __device__ __forceinline__ void finish(const params &p, shared<S> &s, const piece &x,
+static __device__ __forceinline__ void finish(const params &p, shared<S> &s, const piece &in_shared,
                                               ring<S::STAGES> &tiles, merge_place<S> &at,
                                               state<S> &st)
 {
+    const piece x = in_shared;
     bool whole = x.parts == 1;
 
     static_assert(S::ROUND_BYTES <= S::STAGE_BYTES &&
@@ -424,14 +440,14 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-/* This block's part of a piece. */
-template <class S>
+/* This block's part of a piece. `ahead` is called before the last tile is waited for. */
+template <class S, class Ahead>
 static __device__ __forceinline__ void attend(const params &p, shared<S> &s, const piece &x,
                                               uint32_t q, ring<S::STAGES> &at, int cluster,
-                                              state<S> &st)
+                                              state<S> &st, Ahead ahead)
 {
-    float d[S::N / 2];
-    int limits[S::COLUMNS];
+    float d[S::SCORED / 2];
+    const int begin = x.begin, end = x.end, n_tiles = x.tiles;
     int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len; /* tokens before it: every row */
 
 #pragma unroll
@@ -443,15 +459,16 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
     for (int c = 0; c < S::COLUMNS; c++)
         st.m[c] = -INFINITY, st.l[c] = 0;
 
-    find_limits<S>(p, x, limits);
 #pragma unroll 1
-    for (int i = 0; i < x.tiles; i++) {
-        int token = x.begin + i * TILE, valid = min(x.end - token, (int)TILE);
+    for (int i = 0; i < n_tiles; i++) {
+        int token = begin + i * TILE, valid = min(end - token, (int)TILE);
         uint8_t *tile = s.tiles[at.stage];
         float scale[S::FP8 ? S::GROUPS : 1][2];
 
+        if (i == n_tiles - 1)
+            ahead();
         mbar_wait(smem_u32(&s.tile_full[at.stage]), at.phase);
-        if (i == x.tiles - 1)
+        if (i == n_tiles - 1)
             grant<S>(s, at.next(), cluster);
         if (valid > 0) {
             if constexpr (S::FP8) {
@@ -460,38 +477,79 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
             } else {
                 if (valid < TILE)
                     clear_rows<S>(tile, valid);
-                half_scores<S>(d, smem_u32(tile), q);
+                if constexpr (S::BY_COLUMNS)
+                    column_scores<S>(d, smem_u32(tile), q, p.scale_log2);
+                else
+                    half_scores<S>(d, smem_u32(tile), q);
             }
-            add_halves<S>(d, s, i % 2, p.scale_log2);
+            if constexpr (!S::BY_COLUMNS)
+                add_halves<S>(d, s, i % 2, p.scale_log2);
             if (valid < TILE || token + TILE > all_see)
-                mask<S>(d, limits, token);
+                mask<S>(d, s, token);
             softmax<S>(d, st, s);
+            uint8_t *probabilities = s.p[S::BY_COLUMNS ? 0 : group()][0];
 #pragma unroll
             for (int g = 0; g < S::P_TILES; g++)
-                store_p<S>(d, smem_u32(s.p[group()][g]), S::FP8 ? scale[g][0] * 0x1p60f : 1,
-                           S::FP8 ? scale[g][1] * 0x1p60f : 1);
+                store_p<S>(d,
+                           smem_u32(probabilities + g * S::N * 128) +
+                               (S::BY_COLUMNS ? group() * S::SCORED * 128 : 0),
+                           S::FP8 ? scale[g][0] * 0x1p60f : 1, S::FP8 ? scale[g][1] * 0x1p60f : 1);
             if constexpr (!S::FP8)
                 fence_async();
-            sync_group();
+            if constexpr (S::BY_COLUMNS) {
+                named_sync(MATH_BARRIER, MATH_THREADS);
+                follow_maxima<S>(st, s);
+            } else {
+                sync_group();
+            }
             if constexpr (S::FP8)
-                values_fp8<S>(st, smem_u32(tile), smem_u32(s.p[group()][0]));
+                values_fp8<S>(st, smem_u32(tile), smem_u32(probabilities));
             else
-                values<S>(st, smem_u32(tile), smem_u32(s.p[group()][0]));
+                values<S>(st, smem_u32(tile), smem_u32(probabilities));
         }
         release<S>(s, at);
     }
-    if (x.tiles == 0)
+    if (n_tiles == 0) {
+        ahead();
         grant<S>(s, at, cluster);
+    }
     if constexpr (S::FP8)
         finish_values<S>(st);
 }
 
-template <class S> static __device__ __forceinline__ piece next_piece(shared<S> &s, ring<2> &works)
+/* The piece at this place, which stays there until the place is released. */
+template <class S>
+static __device__ __forceinline__ const piece &await_piece(shared<S> &s, const ring<WORKS> &works)
 {
     mbar_wait(smem_u32(&s.work_full[works.stage]), works.phase);
-    piece x = s.work[works.stage];
-    __syncwarp();
-    return x;
+    return s.work[works.stage];
+}
+
+/* A piece's query rows on their way to L2. */
+template <class S>
+static __device__ __forceinline__ void hint_queries(const params &p, const piece &x)
+{
+    const char *from = (const char *)(p.q + x.out_row * (S::LATENT + S::ROPE));
+    int bytes = x.rows * (S::LATENT + S::ROPE) * 2;
+
+    for (int i = thread() * 128; i < bytes; i += MATH_THREADS * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+}
+
+/* The query rows of the piece after are asked for, if there is one and room for them. */
+template <class S>
+static __device__ __forceinline__ void look_ahead(const params &p, shared<S> &s,
+                                                  const ring<WORKS> &works, uint8_t *q)
+{
+    const piece &x = await_piece<S>(s, works);
+
+    if (x.rows == 0)
+        return;
+    if constexpr (S::Q_STAGES > 1) {
+        ask_queries<S>(p, q, x);
+    } else {
+        hint_queries<S>(p, x);
+    }
 }
 
 template <class S>
@@ -499,40 +557,41 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
                                                      int cluster)
 {
     ring<S::STAGES> tiles;
-    ring<2> works;
+    ring<WORKS> works;
     merge_place<S> at = {rank, cluster, first_unit<S>(rank, cluster), 0, 0, NULL};
     state<S> st;
 
     at.own = first_unit<S>(rank + 1, cluster) - at.first;
     if (cluster > 1) /* the others' barriers are there */
         cluster_wait();
-    launch_wait();
-    piece x = next_piece<S>(s, works);
-    if (!S::FP8 && x.rows > 0)
-        ask_queries<S>(p, s.q[0], x);
-    if (!S::FP8)
-        took_piece<S>(s, works);
+    int rows = await_piece<S>(s, works).rows;
+    if (p.settled && rows > 0)
+        hint_queries<S>(p, s.work[0]);
+    /* Nothing of this kernel may be left when the ones before aren't done, so one block waits. */
+    if (rows > 0 || blockIdx.x == 0)
+        launch_wait();
+    if (p.next_late)
+        launch_next();
+    if (!S::FP8 && rows > 0)
+        ask_queries<S>(p, s.q[0], s.work[0]);
+    arrive_warp(s.asked);
 #pragma unroll 1
-    for (int n = 0; x.rows > 0; n++) {
+    for (int n = 0; await_piece<S>(s, works).rows > 0; n++) {
+        const piece &x = s.work[works.stage];
         uint8_t *q = s.q[n & S::Q_STAGES - 1];
+        find_limits<S>(p, s, x);
         if constexpr (S::FP8) {
-            store_queries<S>(p, s, x, works);
+            store_queries<S>(p, s, x);
         } else {
-            if (n > 0 && S::Q_STAGES == 1)
-                ask_queries<S>(p, q, x);
             await_queries();
         }
-        attend<S>(p, s, x, smem_u32(q), tiles, cluster, st);
-        piece after = next_piece<S>(s, works);
-        if constexpr (!S::FP8) {
-            took_piece<S>(s, works);
-            if (S::Q_STAGES > 1 && after.rows > 0)
-                ask_queries<S>(p, s.q[n + 1 & S::Q_STAGES - 1], after);
-        }
+        attend<S>(p, s, x, smem_u32(q), tiles, cluster, st,
+                  [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); });
         at.turned = q;
         finish<S>(p, s, x, tiles, at, st);
         named_sync(MATH_BARRIER, MATH_THREADS); /* what was turned has been read */
-        x = after;
+        arrive_warp(s.work_empty[works.stage]);
+        works.advance();
     }
 }
 
@@ -542,7 +601,8 @@ template <class S> static __device__ void init_barriers(shared<S> &s, int cluste
         mbar_init(smem_u32(&s.tile_full[i]), S::FP8 && S::RAW_ROW != S::ROW_BYTES ? 32 : 1);
         mbar_init(smem_u32(&s.tile_empty[i]), MATH_THREADS / 32);
     }
-    for (int i = 0; i < 2; i++) {
+    mbar_init(smem_u32(&s.asked), MATH_THREADS / 32);
+    for (int i = 0; i < WORKS; i++) {
         mbar_init(smem_u32(&s.work_full[i]), 1);
         mbar_init(smem_u32(&s.work_empty[i]), MATH_THREADS / 32);
     }
@@ -551,14 +611,36 @@ template <class S> static __device__ void init_barriers(shared<S> &s, int cluste
     mbar_init_fence();
 }
 
+/* Each line of the parameters by a warp of its own: the one that plans would wait for one after the
+ * other. */
+static __device__ __forceinline__ void touch_params(const params &p)
+{
+    switch (threadIdx.x / 32) {
+    case 1:
+        asm volatile("" ::"r"(p.stream_pages), "r"(p.seqs.n_seqs), "l"(p.seqs.q_starts));
+        break;
+    case 2:
+        asm volatile("" ::"l"(p.seqs.block_tables), "l"(p.seqs.table_starts), "l"(p.pages));
+        break;
+    case 3:
+        asm volatile("" ::"l"(p.q), "l"(p.out), "r"(p.heads), "r"(p.causal));
+        break;
+    case 4:
+        asm volatile("" ::"r"(p.workers), "l"(p.counters), "l"(p.partials));
+        break;
+    }
+}
+
 template <class S>
-__global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ params p)
+__global__ void __launch_bounds__(S::THREADS, 1) decode(const __grid_constant__ params p)
 {
     extern __shared__ __align__(1024) uint8_t memory[]; /* begins where the window does: aligned */
     shared<S> &s = *(shared<S> *)memory;
     int rank = (int)cluster_rank(), cluster = (int)cluster_size();
 
-    launch_next();
+    if (!p.next_late)
+        launch_next();
+    touch_params(p);
     if (threadIdx.x == MATH_THREADS) {
         init_barriers<S>(s, cluster);
         if (!S::FP8)
@@ -571,10 +653,15 @@ __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ par
     if (cluster > 1)
         cluster_arrive();
     if (threadIdx.x >= MATH_THREADS) {
-        bring_cache<S>(p, s, rank, cluster);
+        if constexpr (S::UNEVEN)
+            registers_lower<104>();
+        if (threadIdx.x < MATH_THREADS + 32)
+            bring_cache<S>(p, s, rank, cluster);
         if (cluster > 1)
             cluster_wait();
     } else {
+        if constexpr (S::UNEVEN)
+            registers_raise<200>();
         decode_pieces<S>(p, s, rank, cluster);
     }
 }
@@ -584,7 +671,7 @@ template <int N, int LATENT, int ROPE, int FORMAT> static variant make_variant()
     typedef shape<N, LATENT, ROPE, FORMAT> S;
     static_assert(sizeof(shared<S>) <= 232448, "shared memory of a block");
 
-    return {decode<S>, THREADS, sizeof(shared<S>)};
+    return {decode<S>, S::THREADS, sizeof(shared<S>)};
 }
 
 template <int N, int FORMAT> static variant find(int latent_dim, int rope_dim)

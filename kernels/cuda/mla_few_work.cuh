@@ -1,4 +1,4 @@
-/* Which part of the work is whose, in the decode kernel for up to 16 query rows a tile.
+/* Which part of the work is whose, in the decode kernel for few query rows.
  *
  * An item is a row tile (up to N query rows of one sequence) against the sequence's cache. Items
  * stand on a line, each as long as its cache in units (at least 1): pages, or half pages when
@@ -11,7 +11,8 @@
  * Lengths are read on the device, so that they may change between replays of a graph. One warp of
  * a block plans: hundreds of warps that read the same few words at once would wait for each other.
  * What it reads of up to 32 sequences comes in one round trip to memory. It plans while the kernels
- * before this one end, from what they may still write, and plans anew when holds() says no. */
+ * before this one end; unless its input is settled, that is from what they may still write, and it
+ * plans anew when holds() says no. */
 #pragma once
 
 #include "kernels/cuda/mla_few.h"
@@ -59,17 +60,25 @@ static __device__ __forceinline__ extent make_extent(const params &p, int q_len,
     return e;
 }
 
-/* n / d for n >= 0, d > 0, without the long division where it isn't needed. */
+/* n / d for n of 0 .. 2^30, 0 < d < 2^24, in few instructions: each of them is fetched anew here.
+ */
 static __device__ __forceinline__ int quotient(int n, int d)
 {
-    if (n >= 1 << 22)
-        return n / d;
-    int q = (int)__fdividef((float)n, (float)d); /* off by 1 at most */
+    float inverse = __fdividef(1, (float)d);
+    int q = (int)((float)n * inverse); /* off by q / 2^21 and 1 at most */
+
+    q += (int)((float)(n - q * d) * inverse); /* off by 1 at most */
     q += n - q * d >= d;
     return q - (n < q * d);
 }
 
-enum { KEPT = 4 /* sequences of a lane whose lengths are remembered for holds() */ };
+/* a * b / c of a line too long for quotient(). */
+static __device__ __noinline__ int scaled_long(int a, int b, int c)
+{
+    return (int)((int64_t)a * b / c);
+}
+
+enum { KEPT = 8 /* sequences of a lane whose lengths are remembered for holds() */ };
 
 template <int N> struct plan {
     int32_t worker, workers, rank, cluster;
@@ -78,6 +87,7 @@ template <int N> struct plan {
     int32_t seq, base;     /* the sequence at hand and where it begins on the line */
     int32_t item0;         /* the sequence's first item */
     int32_t tile, cut;     /* the next piece: row tile; piece (batch-invariant mode) */
+    bool stream;           /* a call of so many pages that they pass through L2 */
     extent e;
 
     /* Sequences first .. first + 31, one to each lane. */
@@ -98,7 +108,7 @@ template <int N> struct plan {
 
     static __device__ __forceinline__ int scaled(int a, int b, int c)
     {
-        return a < 1 << 14 ? quotient(a * b, c) : (int)((int64_t)a * b / c);
+        return a < 1 << 22 ? quotient(a * b, c) : scaled_long(a, b, c);
     }
 
     /* Where worker w's stretch begins. */
@@ -124,26 +134,27 @@ template <int N> struct plan {
     }
 };
 
-/* Not outside of what they can be: they may be out of date, or not there yet. */
+/* Not outside of what they can be: they may be out of date, or not there yet. No branch, so that
+ * many reads go together; 0 for a sequence that there isn't. */
 static __device__ __forceinline__ void read_lengths(const params &p, int i, int &q_len, int &kv_len)
 {
+    int there = i < p.seqs.n_seqs ? ~0 : 0, at = min(i, p.seqs.n_seqs - 1);
+
     q_len = p.seqs.max_q_len;
     if (p.seqs.q_lens)
-        q_len = max(min(__ldcg(p.seqs.q_lens + i), p.seqs.max_q_len), 0);
-    kv_len = max(min(__ldcg(p.seqs.kv_lens + i), 1 << 24), 0);
+        q_len = max(min(__ldcg(p.seqs.q_lens + at), p.seqs.max_q_len), 0);
+    kv_len = max(min(__ldcg(p.seqs.kv_lens + at), 1 << 24), 0) & there;
+    q_len &= there;
 }
 
 template <int N> __device__ void plan<N>::load(const params &p, int from)
 {
-    int i = from + (int)(threadIdx.x % 32);
+    int i = from + (int)(threadIdx.x % 32), at = min(i, p.seqs.n_seqs - 1);
 
     first = from;
-    q_len = kv_len = q_start = table = 0;
-    if (i >= p.seqs.n_seqs)
-        return;
     read_lengths(p, i, q_len, kv_len);
-    q_start = p.seqs.q_starts ? __ldcg(p.seqs.q_starts + i) : i * p.seqs.max_q_len;
-    table = p.seqs.table_starts ? __ldcg(p.seqs.table_starts + i) : i * p.seqs.table_stride;
+    q_start = p.seqs.q_starts ? __ldcg(p.seqs.q_starts + at) : i * p.seqs.max_q_len;
+    table = p.seqs.table_starts ? __ldcg(p.seqs.table_starts + at) : i * p.seqs.table_stride;
 }
 
 /* What n workers would take, in quarters of the time that a page takes a block: the pages of a
@@ -199,12 +210,14 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
         load(p, 0);
         count(q_len, kv_len);
     } else {
+        /* Sequences alike would give this worker these: read now, what find_start() asks for. */
+        int even = n <= p.workers ? quotient(p.workers, n) * n
+                                  : quotient(n, quotient(n + p.workers - 1, p.workers));
+        int likely = min(quotient(min(worker, even) * n, even), n - 1);
+        load(p, quotient(likely, per_lane) * per_lane);
 #pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            seen_q[k] = seen_kv[k] = 0;
-            if (k < per_lane && lane * per_lane + k < n)
-                read_lengths(p, lane * per_lane + k, seen_q[k], seen_kv[k]);
-        }
+        for (int k = 0; k < KEPT; k++)
+            read_lengths(p, k < per_lane ? lane * per_lane + k : n, seen_q[k], seen_kv[k]);
 #pragma unroll
         for (int k = 0; k < KEPT; k++)
             count(seen_q[k], seen_kv[k]);
@@ -223,6 +236,7 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
         total = __reduce_add_sync(~0u, halves);
         span = halves;
     }
+    stream = all_pages <= p.stream_pages;
     choose_workers(p, all_pages, items, (least - 1) >> unit == (most - 1) >> unit);
     lo = hi = 0;
     if (worker < workers)
@@ -266,7 +280,8 @@ __device__ void plan<N>::find_start(const params &p, int per_lane, int tiles, in
                 break;
             }
         }
-        load(p, from);
+        if (from != first)
+            load(p, from);
         extent x = make_extent<N>(p, q_len, kv_len, unit);
         tiles = from + lane < p.seqs.n_seqs ? x.tiles : 0;
         span = tiles * x.units;

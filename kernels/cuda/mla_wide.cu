@@ -45,6 +45,12 @@ static int make_maps(params &p, const struct mla_decode_args *a)
                           kv_stride, kv_box);
 }
 
+/* See inverse_product. */
+static uint32_t inverse_of(int x)
+{
+    return x > 1 ? (uint32_t)(0x100000000ull / (unsigned)x + 1) : 0;
+}
+
 template <int CLUSTER> static int launch(const params &p, cudaStream_t stream)
 {
     static const size_t bytes = sizeof(shared);
@@ -86,7 +92,11 @@ int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
     p.heads_inverse = (0x100000000ull + a->heads - 1) / a->heads;
     p.parts = device->sms / cluster;
     p.lanes = std::min((tiles + cluster - 1) / cluster, 4);
+    p.lane_parts = p.parts / p.lanes;
+    p.lanes_inverse = inverse_of(p.lanes);
+    p.lane_parts_inverse = inverse_of(p.lane_parts);
     p.invariant = a->batch_invariant;
+    p.settled = a->settled;
     p.partial_o = (float *)a->workspace;
     p.partial_ml = p.partial_o + partial_rows(device->sms) * LATENT;
     p.flags = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);

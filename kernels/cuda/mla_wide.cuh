@@ -94,13 +94,19 @@ static __device__ __forceinline__ int page_ids(const int32_t *table, int i, int 
     return at < n ? table[at] : 0;
 }
 
-/* A loader's part of n pages of `table`, of which `ids` has the first. n_pages: before these. */
+/* A loader's part of n pages of `table`, of which `ids` has the first. n_pages: before these. As
+ * many as there is room for, and of them the `settled` first, are asked for while the kernels
+ * before may still run. */
 template <int CLUSTER>
 static __device__ __forceinline__ void load_pages(const params &p, shared &sm, const int32_t *table,
-                                                  int n, int ids, uint32_t &n_pages, uint32_t rank,
-                                                  int loader)
+                                                  int n, int settled, int ids, uint32_t &n_pages,
+                                                  bool &waited, uint32_t rank, int loader)
 {
     for (int i = 0; i < n; i++) {
+        if (!waited && (i >= settled || n_pages >= 2)) {
+            launch_wait();
+            waited = true;
+        }
         if (i % 32 == 0 && i > 0)
             ids = page_ids(table, i, n);
         load_page<CLUSTER>(p, sm, n_pages % 2, __shfl_sync(~0u, ids, i % 32), n_pages / 2 % 2, rank,
@@ -109,19 +115,28 @@ static __device__ __forceinline__ void load_pages(const params &p, shared &sm, c
     }
 }
 
-/* Queries of the block's tile: eight boxes to q, the rope part to p[1], from where the math threads
- * take it to registers before any probabilities are written there. */
+/* Pages of a unit from `first` on that no kernel still writes (see mla.h). */
+static __device__ __forceinline__ int settled_pages(int kv_len, int q_len, int first)
+{
+    return max(kv_len - q_len, 0) / PAGE - first;
+}
+
+/* Queries of the block's tile: eight boxes to q, the rope part to p[1] as soon as the n_pages pages
+ * before have done with it; from there the scores' warpgroup takes it to registers before it writes
+ * any probabilities. */
 static __device__ __forceinline__ void load_queries(const params &p, shared &sm, int row,
-                                                    uint32_t phase)
+                                                    uint32_t phase, uint32_t n_pages)
 {
     uint32_t full = smem_u32(&sm.q_full);
 
     mbar_wait(smem_u32(&sm.q_empty), phase ^ 1);
     if (threadIdx.x % 32 == 0) {
         mbar_arrive_expect(full, 9 * BOX);
-        for (int b = 0; b < 9; b++)
-            tma_load_2d(smem_u32(b < 8 ? sm.q[b] : sm.p[1]), &p.q, full, 64 * b, row,
-                        TMA_EVICT_FIRST);
+        for (int b = 0; b < 8; b++)
+            tma_load_2d(smem_u32(sm.q[b]), &p.q, full, 64 * b, row, TMA_EVICT_NORMAL);
+        if (n_pages > 1)
+            mbar_wait(smem_u32(&sm.p_empty[1]), (n_pages / 2 & 1) ^ 1);
+        tma_load_2d(smem_u32(sm.p[1]), &p.q, full, LATENT, row, TMA_EVICT_NORMAL);
     }
     __syncwarp();
 }
@@ -144,6 +159,7 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
 {
     uint32_t n_pages = 0;
     int n_works = 0;
+    bool waited = !p.settled;
     course c = sm.course;
 
     while (c.more) {
@@ -156,6 +172,7 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
                   sh.index,
                   sh.n,
                   sh.mergers,
+                  sh.merger,
                   c.how.kind == plan::EVEN,
                   c.at.lane * c.at.count + c.at.index - sh.index,
                   u.kv_len,
@@ -165,7 +182,8 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
                   (int64_t)c.from.q * p.heads,
                   table};
         hand_over(sm, n_works++, w);
-        load_pages<CLUSTER>(p, sm, table, n, ids, n_pages, rank, 0);
+        load_pages<CLUSTER>(p, sm, table, n, settled_pages(u.kv_len, u.q_len, sh.first), ids,
+                            n_pages, waited, rank, 0);
         c.more = unit_next<CLUSTER>(p, c.u, c.at.lane);
         find_share<CLUSTER>(p, c);
         if (c.more)
@@ -180,16 +198,20 @@ static __device__ __forceinline__ void produce_pages(const params &p, shared &sm
                                                      int loader)
 {
     uint32_t n_pages = 0;
+    bool waited = !p.settled;
 
+    if (waited)
+        launch_wait();
     for (int i = 0;; i++) {
         mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
         const work &w = sm.works[i % WORKS];
         const int32_t *table = w.table;
-        int parts = w.n, n = w.last - w.first;
+        int parts = w.n, n = w.last - w.first, settled = settled_pages(w.kv_len, w.q_len, w.first);
         arrive_warp(&sm.work_empty[i % WORKS]);
         if (parts == 0)
             break;
-        load_pages<CLUSTER>(p, sm, table, n, page_ids(table, 0, n), n_pages, rank, loader);
+        load_pages<CLUSTER>(p, sm, table, n, settled, page_ids(table, 0, n), n_pages, waited, rank,
+                            loader);
     }
 }
 
@@ -205,7 +227,7 @@ static __device__ __forceinline__ void prefetch_queries(const params &p, int row
 /* The warp that brings the units' queries. */
 static __device__ __forceinline__ void produce_queries(const params &p, shared &sm, uint32_t rank)
 {
-    uint32_t phase = 0;
+    uint32_t phase = 0, all_pages = 0;
 
     for (int i = 0;; i++) {
         mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
@@ -214,10 +236,13 @@ static __device__ __forceinline__ void produce_queries(const params &p, shared &
         arrive_warp(&sm.work_empty[i % WORKS]);
         if (n == 0)
             break;
+        if (i == 0)
+            launch_wait();
         if (n_pages > 0) {
             if (i > 0)
                 prefetch_queries(p, row);
-            load_queries(p, sm, row, phase);
+            load_queries(p, sm, row, phase, all_pages);
+            all_pages += n_pages;
             phase ^= 1;
         }
     }
@@ -396,7 +421,8 @@ static __device__ __forceinline__ void publish(shared &sm, const scorer &t,
 
 /* One page: its scores, and its probabilities to the values' warpgroups. */
 template <int CLUSTER, int SLOT>
-static __device__ __forceinline__ void score_page(const params &p, shared &sm, scorer &t, int page)
+static __device__ __forceinline__ void score_page(const params &p, shared &sm, scorer &t, int page,
+                                                  bool last)
 {
     const int limit[2] = {t.limit[0] - page * PAGE, t.limit[1] - page * PAGE};
     uint32_t phase = t.n_pages / 2 % 2, pr[16];
@@ -408,6 +434,8 @@ static __device__ __forceinline__ void score_page(const params &p, shared &sm, s
     release_boxes<CLUSTER>(sm, SLOT, ROPE);
     if (CLUSTER > 1)
         arrive_warp(&sm.s_done[SLOT]);
+    if (early_queries<CLUSTER>() && last)
+        arrive_warp(&sm.q_empty);
     softmax(s, pr, t, p.scale_log2, page >= t.mask_from, limit);
     publish(sm, t, pr, SLOT, phase);
     t.n_pages++;
@@ -460,11 +488,12 @@ static __device__ __forceinline__ void score(const params &p, shared &sm, uint32
         read_rope(sm, t);
         for (int page = w.first; page < w.last; page++) {
             if (t.n_pages % 2 == 0)
-                score_page<CLUSTER, 0>(p, sm, t, page);
+                score_page<CLUSTER, 0>(p, sm, t, page, page + 1 == w.last);
             else
-                score_page<CLUSTER, 1>(p, sm, t, page);
+                score_page<CLUSTER, 1>(p, sm, t, page, page + 1 == w.last);
         }
-        arrive_warp(&sm.q_empty);
+        if (!early_queries<CLUSTER>())
+            arrive_warp(&sm.q_empty);
         hand_sums(sm, t, n_units++);
     }
 }
@@ -538,7 +567,8 @@ static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, i
         wgmma_wait<0>();
     }
     wgmma_hold(t.o[0]);
-    release_boxes<CLUSTER>(sm, SLOT, group_of(half, 0));
+    if (more || !early_queries<CLUSTER>())
+        release_boxes<CLUSTER>(sm, SLOT, group_of(half, 0));
     if (CLUSTER > 1) {
         if (more)
             mbar_wait(smem_u32(&sm.s_done[SLOT ^ 1]), t.n_pages / 2 % 2);
@@ -546,8 +576,50 @@ static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, i
     }
     wgmma_wait<0>();
     wgmma_hold(t.o[1]);
-    release_boxes<CLUSTER>(sm, SLOT, group_of(half, 1));
+    if (more || !early_queries<CLUSTER>())
+        release_boxes<CLUSTER>(sm, SLOT, group_of(half, 1));
     mbar_arrive(smem_u32(&sm.p_empty[SLOT]));
+}
+
+/* Where a unit's result goes when its pages are done. */
+template <int CLUSTER>
+static __device__ __forceinline__ void finish(const params &p, shared &sm, math &t, const work &w,
+                                              uint32_t rank, int half, int &n_units, int &n_pending)
+{
+    int tile_row = w.row + (int)rank * ROWS;
+    const pending d = {w.n,    w.index, w.mergers,       w.merger,
+                       w.only, w.slot,  w.at + tile_row, min(max(w.rows - tile_row, 0), (int)ROWS)};
+    bool here = !w.only && w.n <= FEW; /* the first part merges */
+    bool merges = w.n == 1 || (here && w.index == 0);
+
+    if (w.first == w.last) {
+        if (w.n == 1)
+            write_nothing(p, d);
+    } else {
+        constexpr bool early = early_queries<CLUSTER>();
+        int slot = (t.n_pages + 1) % 2; /* of the last page */
+        float l[2];
+        take_sums(sm, t, l, n_units++);
+        if (merges && w.n > 1)
+            merge_here<CLUSTER>(p, t, l, d, rank);
+        if (merges && early)
+            named_sync(2 + half, 128); /* all have multiplied what is there */
+        if (merges)
+            write_out(p, early ? sm.kv[slot] : sm.q, t, l, d, half);
+        if (early) {
+            release_boxes<CLUSTER>(sm, slot, group_of(half, 0));
+            release_boxes<CLUSTER>(sm, slot, group_of(half, 1));
+        }
+        if (!merges)
+            write_partial<CLUSTER>(p, sm, t, l, d, rank);
+        if (!early)
+            arrive_warp(&sm.q_empty);
+    }
+    if (w.n > 1 && !here && w.merger >= 0) {
+        if (threadIdx.x == 0)
+            sm.merges[n_pending] = d;
+        n_pending++;
+    }
 }
 
 /* A values' warpgroup through the block's units. */
@@ -561,82 +633,51 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, uint
     t.n_pages = 0;
     for (int i = 0;; i++) {
         mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
-        const work w = sm.works[i % WORKS];
-        arrive_warp(&sm.work_empty[i % WORKS]);
+        const work &w = sm.works[i % WORKS]; /* stays there: registers are for the sums */
         if (w.n == 0)
             break;
-        int tile_row = w.row + (int)rank * ROWS;
-        pending d = {w.n,
-                     w.index,
-                     w.mergers,
-                     w.only,
-                     w.slot,
-                     w.at + tile_row,
-                     min(max(w.rows - tile_row, 0), (int)ROWS)};
-        bool here = !w.only && w.n <= FEW; /* the first part merges */
-        float l[2];
-        if (w.first == w.last) {
-            if (w.n == 1)
-                write_nothing(p, d);
-            else if (threadIdx.x == 0)
-                sm.merges[n_pending] = d;
-            n_pending += w.n > 1;
-            continue;
-        }
+        int end = w.last, kv_len = w.kv_len;
         t.m[0] = t.m[1] = -INFINITY;
 #pragma unroll
         for (int j = 0; j < 128; j++)
             t.at(j) = 0;
-        for (int page = w.first; page < w.last; page++) {
+        for (int page = w.first; page < end; page++) {
             if (t.n_pages % 2 == 0)
-                add_page<CLUSTER, 0>(sm, t, half, w.kv_len - page * PAGE, page + 1 < w.last);
+                add_page<CLUSTER, 0>(sm, t, half, kv_len - page * PAGE, page + 1 < end);
             else
-                add_page<CLUSTER, 1>(sm, t, half, w.kv_len - page * PAGE, page + 1 < w.last);
+                add_page<CLUSTER, 1>(sm, t, half, kv_len - page * PAGE, page + 1 < end);
         }
-        take_sums(sm, t, l, n_units++);
-        bool merges = w.n == 1 || (here && w.index == 0);
-        if (!merges)
-            write_partial<CLUSTER>(p, sm, t, l, d, rank);
-        else if (w.n > 1)
-            merge_here<CLUSTER>(p, t, l, d, rank);
-        if (merges)
-            write_out(p, sm, t, l, d, half);
-        arrive_warp(&sm.q_empty);
-        if (w.n > 1 && !here) {
-            if (threadIdx.x == 0)
-                sm.merges[n_pending] = d;
-            n_pending++;
-        }
+        finish<CLUSTER>(p, sm, t, w, rank, half, n_units, n_pending);
+        arrive_warp(&sm.work_empty[i % WORKS]);
     }
     named_sync(1, MATH_THREADS);
     uint32_t phase = 0;
-    for (int i = 0; i < n_pending; i++)
-        merge<CLUSTER>(p, sm, sm.merges[i], rank, phase);
+    for (int i = 0; i < n_pending; i++) {
+        const pending d = sm.merges[i];
+        merge<CLUSTER>(p, sm, d, rank, phase);
+    }
 }
 
 /* ---- kernel -----------------------------------------------------------------------------------
  */
 
+/* A few barriers a warp. */
 template <int CLUSTER> static __device__ __forceinline__ void init_barriers(shared &sm)
 {
-    mbar_init(smem_u32(&sm.q_full), 1);
-    mbar_init(smem_u32(&sm.q_empty), MATH_THREADS / 32 + 4);
-    for (int s = 0; s < 2; s++) {
-        for (int g = 0; g < GROUPS; g++) {
-            mbar_init(smem_u32(&sm.kv_full[s][g]), 1);
-            mbar_init(smem_u32(&sm.kv_empty[s][g]), 4 * CLUSTER);
-        }
-        mbar_init(smem_u32(&sm.s_done[s]), 4);
-        mbar_init(smem_u32(&sm.p_full[s]), ROWS / 2);
-        mbar_init(smem_u32(&sm.p_empty[s]), MATH_THREADS);
-        mbar_init(smem_u32(&sm.l_full[s]), ROWS / 2);
-        mbar_init(smem_u32(&sm.l_empty[s]), MATH_THREADS);
-    }
-    mbar_init(smem_u32(&sm.merge_full), 1);
-    for (int i = 0; i < WORKS; i++) {
-        mbar_init(smem_u32(&sm.work_full[i]), 1);
-        /* The values' and scores' warps, the queries', the other loaders. */
-        mbar_init(smem_u32(&sm.work_empty[i]), MATH_THREADS / 32 + 4 + 1 + LOADERS - 1);
+    constexpr int q_arrivals = early_queries<CLUSTER>() ? 4 : 4 + MATH_THREADS / 32;
+    auto before = [](size_t at) { return (int)((at - offsetof(shared, q_full)) / 8); };
+
+#pragma unroll 1
+    for (int i = threadIdx.x / 32; i < before(offsetof(shared, works)); i += THREADS / 32) {
+        /* Of work_empty: the values' and scores' warps, the queries', the other loaders. */
+        int arrivals = i < before(offsetof(shared, q_empty))      ? 1
+                       : i < before(offsetof(shared, s_done))     ? q_arrivals
+                       : i < before(offsetof(shared, kv_empty))   ? 4
+                       : i < before(offsetof(shared, p_full))     ? 4 * CLUSTER
+                       : i < before(offsetof(shared, p_empty))    ? ROWS / 2
+                       : i < before(offsetof(shared, work_empty)) ? MATH_THREADS
+                                                                  : MATH_THREADS / 32 + 4 + LOADERS;
+        mbar_init(smem_u32(&sm.q_full + i), arrivals);
     }
     mbar_init_fence();
 }
@@ -649,7 +690,8 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
     int part = blockIdx.x / CLUSTER, warp = threadIdx.x / 32;
     uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
 
-    if (threadIdx.x == 0)
+    note_lengths(p, seen_in(sm));
+    if (threadIdx.x % 32 == 0)
         init_barriers<CLUSTER>(sm);
     if (threadIdx.x == THREADS - 128) {
         tma_prefetch_map(&p.q);
@@ -674,12 +716,12 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
         score<CLUSTER>(p, sm, rank);
     } else {
         registers_lower<40>();
-        if (warp == 12)
+        if (warp == 12) {
             produce<CLUSTER>(p, sm, rank);
-        else if (warp == 13)
-            launch_wait(), produce_queries(p, sm, rank);
+        } else if (warp == 13)
+            produce_queries(p, sm, rank);
         else
-            launch_wait(), produce_pages<CLUSTER>(p, sm, rank, warp - 13);
+            produce_pages<CLUSTER>(p, sm, rank, warp - 13);
     }
     if (CLUSTER > 1)
         cluster_arrive(), cluster_wait();

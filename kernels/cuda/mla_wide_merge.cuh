@@ -32,11 +32,12 @@ static __device__ __forceinline__ void take_sums(shared &sm, const math &t, floa
 
 static __device__ __forceinline__ float lse_of(float m, float l)
 {
-    return l > 0 ? (m + log2f(l)) * (float)M_LN2 : INFINITY;
+    return l > 0 ? (m + __log2f(l)) * (float)M_LN2 : INFINITY;
 }
 
-/* The finished tile, by way of the queries' memory, so that rows are stored 512 bytes at a time. */
-static __device__ __forceinline__ void write_out(const params &p, shared &sm, const math &t,
+/* The finished tile, by way of shared memory (eight boxes), so that rows are stored 512 bytes at a
+ * time. */
+static __device__ __forceinline__ void write_out(const params &p, uint8_t (*to)[BOX], const math &t,
                                                  const float (&l)[2], const pending &d, int half)
 {
     int lane = threadIdx.x % 32, row16 = threadIdx.x % 128 / 32 * 16, row = row16 + lane % 16;
@@ -55,7 +56,7 @@ static __device__ __forceinline__ void write_out(const params &p, shared &sm, co
             __nv_bfloat162 pair = __floats2bfloat162_rn(o[0] * f[k % 2], o[1] * f[k % 2]);
             v[k] = *(uint32_t *)&pair;
         }
-        store_matrices(smem_u32(sm.q[4 * half + j / 4]) + row * 128 +
+        store_matrices(smem_u32(to[4 * half + j / 4]) + row * 128 +
                            ((j % 4 * 2 + lane / 16) ^ (row & 7)) * 16,
                        v[0], v[1], v[2], v[3]);
     }
@@ -63,7 +64,7 @@ static __device__ __forceinline__ void write_out(const params &p, shared &sm, co
     __nv_bfloat16 *out = p.out + d.row * LATENT + half * 256 + lane * 8;
 #pragma unroll
     for (int first = 0; first < 16; first += 8) {
-        const uint8_t *box = sm.q[4 * half + lane / 8] + (row16 + first) * 128;
+        const uint8_t *box = to[4 * half + lane / 8] + (row16 + first) * 128;
         uint4 x[8];
 #pragma unroll
         for (int i = 0; i < 8; i++)
@@ -119,6 +120,11 @@ static __device__ __forceinline__ int warp_piece()
     return threadIdx.x / 128 * (PIECES / 2) + threadIdx.x % 128 / 32;
 }
 
+static __device__ __forceinline__ void store_release(uint32_t *to, uint32_t x)
+{
+    asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+
 /* This part's sums of a shared unit, to the workspace. */
 template <int CLUSTER>
 static __device__ __forceinline__ void write_partial(const params &p, shared &sm, const math &t,
@@ -142,10 +148,15 @@ static __device__ __forceinline__ void write_partial(const params &p, shared &sm
         }
     }
     named_sync(1, MATH_THREADS);
-    if (threadIdx.x == 0) {
-        __threadfence(); /* for all: the barrier made their writes this thread's */
-        *(volatile uint32_t *)flag_of<CLUSTER>(p, d, d.index, rank) = 1;
-    }
+    if (threadIdx.x == 0) /* for all: the barrier made their writes this thread's */
+        store_release(flag_of<CLUSTER>(p, d, d.index, rank), 1);
+}
+
+/* Between what other blocks wrote and the copy engine's reads of it. Without `.global` it would be
+ * a fence of the whole GPU as well, about a microsecond. */
+static __device__ __forceinline__ void fence_async_global()
+{
+    asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
 static __device__ __forceinline__ uint32_t load_acquire(const uint32_t *from)
@@ -203,48 +214,53 @@ static __device__ __forceinline__ void merge_here(const params &p, math &t, floa
 struct batch {
     enum { ROOM = sizeof(((shared *)0)->kv) + sizeof(((shared *)0)->p) };
     int first, n;
-    float4 *o;  /* (parts, n, 32) */
-    float2 *ml; /* (parts, ROWS); later the parts' weights */
+    float4 *o;          /* (parts, n, 32) */
+    float2 *ml;         /* (parts, ROWS); later the parts' weights */
+    int own;            /* the part that stayed here; -1: none */
+    const float4 *kept; /* its pieces: (n, 32) */
 };
 
 /* The next batch of pieces first .. end - 1. */
-static __device__ __forceinline__ batch next_batch(shared &sm, int parts, int first, int end)
+static __device__ __forceinline__ batch next_batch(shared &sm, const pending &d, int first, int end)
 {
-    int n = min(end - first, (batch::ROOM / parts - ROWS * (int)sizeof(float2)) / 512);
+    int n = min(end - first, quotient(batch::ROOM / 512, d.n) - 1);
+    float4 *o = (float4 *)sm.kv;
 
-    return {first, n, (float4 *)sm.kv, (float2 *)((float4 *)sm.kv + parts * n * 32)};
+    return {first,
+            n,
+            o,
+            (float2 *)(o + d.n * n * 32),
+            d.keeps_half() ? d.index : -1,
+            (const float4 *)sm.q + (first - d.first_piece(d.merger)) * 32};
 }
 
-/* Brings a batch: each part as soon as it is in the workspace. All blocks of the grid run at once
- * and do their own parts first, so the wait ends. Then all have the maxima and sums. */
+/* Asks for a batch: each part as soon as it is in the workspace. All blocks of the grid run at once
+ * and do their own parts first, so the wait ends. A warp looks at flags that stand together. */
 template <int CLUSTER>
 static __device__ __forceinline__ void fetch_parts(const params &p, shared &sm, const pending &d,
                                                    uint32_t rank, const batch &b)
 {
-    uint32_t full = smem_u32(&sm.merge_full), lane = threadIdx.x % 32;
-    int kept = d.keeps_half() ? d.index : -1;
+    enum { WARPS = MATH_THREADS / 32 };
+    uint32_t full = smem_u32(&sm.merge_full), rows = smem_u32(&sm.rows_full);
+    int each = (d.n + WARPS - 1) / WARPS;
 
-    if (threadIdx.x == 0)
-        mbar_arrive_expect(full, (d.n - (kept >= 0)) * b.n * 512);
-    /* The warps take turns, for bulk copies are issued one by one. */
-    for (int first = threadIdx.x / 32; first < d.n; first += MATH_THREADS) {
-        int k = first + (int)lane * (MATH_THREADS / 32);
-        bool missing = k < d.n;
-        while (__any_sync(~0u, missing)) {
-            if (!missing || load_acquire(flag_of<CLUSTER>(p, d, k, rank)) == 0)
-                continue;
-            fence_async_all();
-            if (k != kept)
-                bulk_load(smem_u32(b.o + k * b.n * 32), partial<CLUSTER>(p, d, k, rank).o(b.first),
-                          b.n * 512, full);
-            missing = false;
-        }
+    static_assert(MOST_PIECES <= MATH_THREADS, "a thread a part");
+    if (threadIdx.x == 0) {
+        mbar_arrive_expect(rows, d.n * ROWS * (int)sizeof(float2));
+        mbar_arrive_expect(full, (d.n - (b.own >= 0)) * b.n * 512);
     }
-    named_sync(1, MATH_THREADS);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < d.n * ROWS; i += MATH_THREADS)
-        b.ml[i] = __ldcg(partial<CLUSTER>(p, d, i / ROWS, rank).ml(i % ROWS));
-    named_sync(1, MATH_THREADS);
+    int k = (int)threadIdx.x / 32 * each + (int)threadIdx.x % 32;
+    bool missing = (int)threadIdx.x % 32 < each && k < d.n;
+    while (__any_sync(~0u, missing)) {
+        if (!missing || load_acquire(flag_of<CLUSTER>(p, d, k, rank)) == 0)
+            continue;
+        const partial<CLUSTER> from(p, d, k, rank);
+        fence_async_global();
+        bulk_load(smem_u32(b.ml + k * ROWS), from.ml(0), ROWS * sizeof(float2), rows);
+        if (k != b.own)
+            bulk_load(smem_u32(b.o + k * b.n * 32), from.o(b.first), b.n * 512, full);
+        missing = false;
+    }
 }
 
 /* Maxima of the parts become the weights with which they enter a row's result, four threads a row;
@@ -271,25 +287,23 @@ static __device__ __forceinline__ void weigh(const params &p, const pending &d, 
     l += __shfl_xor_sync(~0u, l, 2);
     if (threadIdx.x % 4 == 0) {
         scale[row] = l > 0 ? __fdividef(1, l) : 0;
-        if (p.lse && d.index == 0 && b.first == 0 && row < d.rows)
+        if (p.lse && d.merger == 0 && b.first == 0 && row < d.rows)
             p.lse[d.row + row] = lse_of(m, l);
     }
     named_sync(1, MATH_THREADS);
 }
 
 /* Piece i of a batch, by a warp: the sum of parts from .. to - 1, in order. */
-static __device__ __forceinline__ float4 add_parts(shared &sm, const pending &d, const batch &b,
-                                                   int i, int from, int to)
+static __device__ __forceinline__ float4 add_parts(const batch &b, int i, int from, int to)
 {
-    int lane = threadIdx.x % 32, own = d.keeps_half() ? d.index : -1;
+    int lane = threadIdx.x % 32;
     const float4 *o = b.o + i * 32 + lane;
-    const float4 *kept = (const float4 *)sm.q + (b.first - d.first_piece(d.index) + i) * 32 + lane;
     const float2 *weights = b.ml + (b.first + i) % 4 * 16 + lane / 4;
     float4 sum = make_float4(0, 0, 0, 0);
 
-#pragma unroll 4
+#pragma unroll 2
     for (int k = from; k < to; k++) {
-        float4 x = k == own ? *kept : o[k * b.n * 32];
+        float4 x = *(k == b.own ? b.kept + i * 32 + lane : o + k * b.n * 32);
         float f = weights[k * ROWS].x, g = weights[k * ROWS + 8].x;
         sum.x += f * x.x, sum.y += f * x.y;
         sum.z += g * x.z, sum.w += g * x.w;
@@ -348,15 +362,20 @@ static __device__ __forceinline__ void merge_batch(const params &p, shared &sm, 
 #pragma unroll 1
         for (int i = warp / 4 * 8 + warp % 4; i < b.n; i += 16) {
             bool two = i + 4 < b.n;
-            float4 x = add_parts(sm, d, b, i, 0, d.n);
-            float4 y = two ? add_parts(sm, d, b, i + 4, 0, d.n) : make_float4(0, 0, 0, 0);
+            float4 x, y = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+            for (int j = i; j <= i + 4; j += 4) { /* code that runs once is what takes time */
+                x = y;
+                y = add_parts(b, min(j, b.n - 1), 0, d.n);
+            }
             merge_write_two(p, d, scale, b.first + i, two, x, y);
         }
         return;
     }
-    int each = b.n > 2 ? 2 : b.n > 1 ? 4 : 8, i = warp / each, k = warp % each;
+    int shift = b.n > 2 ? 1 : b.n > 1 ? 2 : 3, each = 1 << shift; /* warps a piece */
+    int i = warp >> shift, k = warp & (each - 1);
     float4 *all = (float4 *)sm.q[7] + threadIdx.x;
-    float4 sum = add_parts(sm, d, b, min(i, b.n - 1), d.n * k / each, d.n * (k + 1) / each);
+    float4 sum = add_parts(b, min(i, b.n - 1), (d.n * k) >> shift, (d.n * (k + 1)) >> shift);
     *all = sum;
     named_sync(1, MATH_THREADS);
     if (k > 0 || i >= b.n)
@@ -375,15 +394,16 @@ template <int CLUSTER>
 static __device__ __forceinline__ void merge(const params &p, shared &sm, const pending &d,
                                              uint32_t rank, uint32_t &phase)
 {
-    int end = d.first_piece(d.index + 1), last = 0;
+    int end = d.first_piece(d.merger + 1), last = 0;
     float *scale = sm.m[0];
 
 #pragma unroll 1
-    for (int first = d.first_piece(d.index); first < end;) {
-        const batch b = next_batch(sm, d.n, first, end);
+    for (int first = d.first_piece(d.merger); first < end;) {
+        const batch b = next_batch(sm, d, first, end);
         fence_async();
         named_sync(1, MATH_THREADS);
         fetch_parts<CLUSTER>(p, sm, d, rank, b);
+        mbar_wait(smem_u32(&sm.rows_full), phase);
         weigh(p, d, b, scale);
         mbar_wait(smem_u32(&sm.merge_full), phase);
         phase ^= 1;

@@ -7,11 +7,18 @@
 namespace mla_wide
 {
 
+/* x / y by a multiplication with 2^32 / y, rounded up (0 for y 1); x * y < 2^32. Instructions count
+ * here: they run once a call and come from far. */
+static __device__ __forceinline__ int inverse_product(int x, uint32_t inverse)
+{
+    return inverse ? (int)__umulhi((uint32_t)x, inverse) : x;
+}
+
 static __device__ __forceinline__ place place_of(const params &p, int part)
 {
-    if (p.lanes == 1)
-        return {0, part, p.parts};
-    return {part % p.lanes, part / p.lanes, p.parts / p.lanes};
+    int index = inverse_product(part, p.lanes_inverse);
+
+    return {part - index * p.lanes, index, p.lane_parts};
 }
 
 /* Lengths of a sequence: (q_len, kv_len). Not by way of L1, which could keep what another kernel is
@@ -35,7 +42,7 @@ static __device__ __forceinline__ void set_unit(const params &p, unit &u, int2 l
     u.left = 1;
     if (p.lanes > 1 || u.q_len != 1) {
         int groups = (u.q_len * p.heads + ROWS * CLUSTER - 1) / (ROWS * CLUSTER);
-        u.left = groups > lane ? (groups - lane + p.lanes - 1) / p.lanes : 0;
+        u.left = groups > lane ? inverse_product(groups - lane + p.lanes - 1, p.lanes_inverse) : 0;
     }
 }
 
@@ -67,94 +74,127 @@ struct load {
 };
 
 enum {
-    MOST_PIECES = 64, /* of a unit: what is merged in one go */
-    HELP = 2,         /* mergers for a part, where there are blocks without pages */
+    HELP = 2, /* mergers for a part, where there are blocks without pages */
 };
 
-/* Cycles that plans are compared by: a block's page; what each block that has pages takes of
- * memory's time for one; merging, and for each part of the unit and of all units. */
+/* Cycles that plans are compared by, fitted to measured numbers of pieces (README.md): a block's
+ * page; what each block that has pages takes of memory's time for one; for each part of the unit
+ * and of all units; what is won where other blocks than those with pages merge; a LINE's uneven
+ * ends. */
 enum {
-    PAGE_CYCLES = 3600,
+    PAGE_CYCLES = 3400,
     PAGE_SHARE = 42,
     MERGE_CYCLES = 6000,
-    UNIT_PART_CYCLES = 100,
-    PART_CYCLES = 40
+    UNIT_PART_CYCLES = 220,
+    PART_CYCLES = 70,
+    APART_CYCLES = 4000,
+    LINE_CYCLES = 10000
 };
+
+/* Whether there are as many blocks without pages as with them, which then merge. */
+static __device__ __forceinline__ bool merges_apart(int pieces, int group)
+{
+    return pieces > 1 && 2 * pieces <= group;
+}
 
 /* Cycles / 16 of units cut into `pieces`, of `pages` each, of which there are `parts`. */
 template <int CLUSTER>
-static __device__ __forceinline__ int plan_cycles(int pages, int pieces, int parts)
+static __device__ __forceinline__ int plan_cycles(int pages, int pieces, int parts, int group)
 {
     int merge = pieces == 1
                     ? 0
-                    : MERGE_CYCLES + CLUSTER * (pieces * UNIT_PART_CYCLES + parts * PART_CYCLES);
+                    : MERGE_CYCLES + CLUSTER * (pieces * UNIT_PART_CYCLES + parts * PART_CYCLES) -
+                          (merges_apart(pieces, group) ? APART_CYCLES : 0);
 
     return (min(pages, 1 << 14) * max((int)PAGE_CYCLES, PAGE_SHARE * parts) + merge) / 16;
 }
 
 /* By a warp; its threads try different numbers of pieces. */
 template <int CLUSTER>
-static __device__ __forceinline__ plan make_plan(const params &p, int parts, const load &all)
+static __device__ __forceinline__ plan make_plan(const params &p, int parts, int part,
+                                                 const load &all)
 {
     int units = max(all.units, 1), most = max(all.most - OVERHEAD, 1), group = parts / units;
-    int per_part = (units + parts - 1) / parts, size = max((all.cost + parts - 1) / parts, 1);
+    int per_part = inverse_product(units + parts - 1, p.lane_parts_inverse);
+    int size = max(inverse_product(all.cost + parts - 1, p.lane_parts_inverse), 1);
     bool even = (int64_t)units * all.most <= all.cost + all.cost / 16;
 
     if (even && (p.invariant || (group <= 1 && per_part * all.most <= size + size / 8)))
-        return {plan::WHOLE, per_part, 1};
+        return {plan::WHOLE, per_part, 1, 0, 0, 0};
     if (p.invariant || group == 0)
-        return {plan::LINE, size, 1};
+        return {plan::LINE, size, 1, 0, 0, 0};
     /* Cycles / 16, and below them the number of pieces; 0: a LINE. */
-    uint32_t best = plan_cycles<CLUSTER>(size, parts / units + 2, parts) << 8;
+    uint32_t best = (plan_cycles<CLUSTER>(size, group + 2, parts, 0) + LINE_CYCLES / 16) << 8;
     int limit = min(min(group, most), (int)MOST_PIECES);
+#pragma unroll 1
     for (int first = 1; first <= limit; first += 32) {
-        int pieces = first + threadIdx.x % 32, each = (most + pieces - 1) / pieces;
+        int pieces = first + threadIdx.x % 32;
+        int each = __float2int_ru(__fdividef(most, pieces) - 1e-3f);
         if (pieces <= limit)
-            best = min(best, (uint32_t)plan_cycles<CLUSTER>(each, pieces, pieces * units) << 8 |
-                                 (uint32_t)pieces);
+            best =
+                min(best, (uint32_t)plan_cycles<CLUSTER>(each, pieces, pieces * units, group) << 8 |
+                              (uint32_t)pieces);
     }
     best = __reduce_min_sync(~0u, best);
-    if (best & 255)
-        return {plan::EVEN, (int32_t)(best & 255), group};
-    return {plan::LINE, size, 1};
+    if (best & 255) {
+        int unit = part / group;
+        int pieces = best & 255;
+        return {plan::EVEN, pieces, group, unit, part - unit * group, merges_apart(pieces, group)};
+    }
+    return {plan::LINE, size, 1, 0, 0, 0};
 }
 
 /* Where on the units' line (LINE: cost; else: number) the piece of a part begins. */
 static __device__ __forceinline__ int plan_start(const plan &how, int part)
 {
-    return how.kind == plan::EVEN ? part / how.group : part * how.size;
+    return how.kind == plan::EVEN ? how.unit : part * how.size;
 }
 
 static __device__ __forceinline__ int plan_end(const plan &how, int part)
 {
-    return how.kind == plan::EVEN ? part / how.group + 1 : (part + 1) * how.size;
+    return how.kind == plan::EVEN ? how.unit + 1 : (part + 1) * how.size;
+}
+
+/* Where lengths are noted. Not where pages go: the cluster's other block may be ahead and bring
+ * some there. */
+static __device__ __forceinline__ int2 *seen_in(shared &sm)
+{
+    static_assert(SEEN * sizeof(int2) <= sizeof(sm.q), "room for what was seen");
+    return (int2 *)sm.q;
+}
+
+/* By the whole block, first of all: notes in `seen` (q_len, kv_len) the lengths as they are now. */
+static __device__ __forceinline__ void note_lengths(const params &p, int2 *seen)
+{
+#pragma unroll 1
+    for (int seq = threadIdx.x; seq < min(p.seqs.n_seqs, (int)SEEN); seq += THREADS)
+        seen[seq] = read_lengths(p, seq);
+    fence_async();
 }
 
 /* By a warp: the plan of a lane, and the unit in which the piece of its part `at.index` begins;
- * u.seq is n_seqs when there is none. Each thread looks at an equal share of the sequences and
- * notes in `seen` (q_len, kv_len) what it saw. Safe while the lengths are being written. */
+ * u.seq is n_seqs when there is none. Each thread looks at an equal share of the sequences. Safe
+ * while the lengths are being written. */
 template <int CLUSTER>
-static __device__ __forceinline__ plan find_piece(const params &p, int2 *seen, const place &at,
-                                                  unit &u)
+static __device__ __forceinline__ plan find_piece(const params &p, const int2 *seen,
+                                                  const place &at, unit &u)
 {
     int thread = threadIdx.x % 32, each = (p.seqs.n_seqs + 31) / 32;
     load mine = {0, 0, 0};
 
-#pragma unroll 2
+    auto lengths_of = [&](int seq) { return seq < SEEN ? seen[seq] : read_lengths(p, seq); };
+
+#pragma unroll 1
     for (int i = 0; i < each; i++) {
         u.seq = thread * each + i;
         if (u.seq < p.seqs.n_seqs) {
-            int2 lengths = read_lengths(p, u.seq);
-            set_unit<CLUSTER>(p, u, lengths, at.lane);
-            if (u.seq < SEEN)
-                seen[u.seq] = lengths;
+            set_unit<CLUSTER>(p, u, lengths_of(u.seq), at.lane);
             mine.cost += u.left * unit_cost(u);
             mine.units += u.left;
             mine.most = max(mine.most, u.left > 0 ? unit_cost(u) : 0);
         }
     }
     __syncwarp();
-    auto lengths_of = [&](int seq) { return seq < SEEN ? seen[seq] : read_lengths(p, seq); };
     load end = mine;
     for (int step = 1; step < 32; step *= 2) {
         int cost = __shfl_up_sync(~0u, end.cost, step),
@@ -162,7 +202,7 @@ static __device__ __forceinline__ plan find_piece(const params &p, int2 *seen, c
         if (thread >= step)
             end.cost += cost, end.units += units;
     }
-    plan how = make_plan<CLUSTER>(p, at.count,
+    plan how = make_plan<CLUSTER>(p, at.count, at.index,
                                   {__shfl_sync(~0u, end.cost, 31), __shfl_sync(~0u, end.units, 31),
                                    __reduce_max_sync(~0u, mine.most)});
     bool by_cost = how.kind == plan::LINE;
@@ -193,33 +233,39 @@ static __device__ __forceinline__ plan find_piece(const params &p, int2 *seen, c
     return how;
 }
 
-/* By the same warp: whether the lengths are still what they were seen to be. */
-static __device__ __forceinline__ bool lengths_stand(const params &p, const int2 *seen)
+/* By the same warp: whether the lengths are still what they were seen to be; notes what they are.
+ */
+static __device__ __forceinline__ bool lengths_stand(const params &p, int2 *seen)
 {
-    int thread = threadIdx.x % 32, each = (p.seqs.n_seqs + 31) / 32;
     bool same = p.seqs.n_seqs <= SEEN;
 
-#pragma unroll 2
-    for (int i = 0; i < each; i++) {
-        int seq = thread * each + i;
-        if (seq < p.seqs.n_seqs && same) {
-            int2 was = seen[seq], now = read_lengths(p, seq);
-            same = was.x == now.x && was.y == now.y;
-        }
+#pragma unroll 4
+    for (int seq = threadIdx.x % 32; seq < min(p.seqs.n_seqs, (int)SEEN); seq += 32) {
+        int2 was = seen[seq], now = read_lengths(p, seq);
+        same = same && was.x == now.x && was.y == now.y;
+        seen[seq] = now;
     }
     return __all_sync(~0u, same);
 }
 
-static __device__ __forceinline__ share even_share(const plan &how, const unit &u, int part)
+static __device__ __forceinline__ share even_share(const plan &how, const unit &u)
 {
-    int n = max(min(how.size, u.pages), 1), index = part % how.group;
+    int n = max(min(how.size, u.pages), 1), index = how.index;
 
-    /* Blocks that would have nothing to do help. */
+    if (index >= n) { /* blocks that would have nothing to do help */
+        if (how.apart && n > 1) {
+            int mergers = min(how.group - n, HELP * n), merger = index - n;
+            return {0, 0, index, merger < mergers ? n : 0, mergers, merger};
+        }
+        int mergers = n <= 2 ? n : max(n, min(min(how.group, HELP * n), (int)MOST_PIECES));
+        return {0, 0, index, index < mergers ? n : 0, mergers, index};
+    }
+    int each = u.pages / n, longer = u.pages - each * n; /* so many have a page more */
+    int first = index * each + min(index, longer), last = first + each + (index < longer);
+    if (how.apart && n > 1 && n < how.group)
+        return {first, last, index, n, min(how.group - n, HELP * n), -1};
     int mergers = n <= 2 ? n : max(n, min(min(how.group, HELP * n), (int)MOST_PIECES));
-    if (index >= n)
-        return {0, 0, index, index < mergers ? n : 0, mergers};
-    /* At most 2^17 pages (a sequence of 2^23) times MOST_PIECES. */
-    return {u.pages * index / n, u.pages * (index + 1) / n, index, n, mergers};
+    return {first, last, index, n, mergers, index};
 }
 
 static __device__ __forceinline__ share unit_share(const params &p, const plan &how, const unit &u,
@@ -228,19 +274,19 @@ static __device__ __forceinline__ share unit_share(const params &p, const plan &
     int size = how.size, line = u.base + OVERHEAD;
 
     if (how.kind == plan::WHOLE)
-        return {0, u.pages, 0, 1, 1};
+        return {0, u.pages, 0, 1, 1, 0};
     if (p.invariant) { /* whole units, by where they begin */
         bool mine = u.base / size == part;
-        return {0, mine ? u.pages : 0, 0, mine, 1};
+        return {0, mine ? u.pages : 0, 0, mine, 1, 0};
     }
     if (how.kind == plan::EVEN)
-        return even_share(how, u, part);
+        return even_share(how, u);
     if (u.pages == 0) /* nothing to see: one part writes zeros */
-        return {0, 0, 0, (line - 1) / size == part, 1};
+        return {0, 0, 0, (line - 1) / size == part, 1, 0};
     int first = min(max(part * size - line, 0), u.pages);
     int last = min(max((part + 1) * size - line, 0), u.pages), first_part = line / size;
     int n = first < last ? (line + u.pages - 1) / size - first_part + 1 : 0;
-    return {first, last, part - first_part, n, n};
+    return {first, last, part - first_part, n, n, part - first_part};
 }
 
 static __device__ __forceinline__ starts read_starts(const params &p, int seq)
@@ -269,10 +315,7 @@ template <int CLUSTER> static __device__ __forceinline__ void find_share(const p
 template <int CLUSTER>
 static __device__ __forceinline__ void begin(const params &p, shared &sm, int part)
 {
-    /* Not where pages go: the cluster's other block may be ahead and bring some there. */
-    int2 *seen = (int2 *)sm.q;
-
-    static_assert(SEEN * sizeof(int2) <= sizeof(sm.q), "room for what was seen");
+    int2 *seen = seen_in(sm);
     course c;
 
     c.at = place_of(p, part);
@@ -281,10 +324,10 @@ static __device__ __forceinline__ void begin(const params &p, shared &sm, int pa
         c.end = plan_end(c.how, c.at.index);
         c.more = c.u.seq < p.seqs.n_seqs;
         find_share<CLUSTER>(p, c);
-        if (!waited)
+        if (!waited && !p.settled)
             launch_wait();
         c.from = read_starts(p, min(c.u.seq, p.seqs.n_seqs - 1));
-        if (waited || lengths_stand(p, seen))
+        if (waited || p.settled || lengths_stand(p, seen))
             break;
     }
     fence_async();

@@ -6,6 +6,7 @@
 #include "kernels/cuda/wgmma.cuh"
 
 #include <math.h>
+#include <stddef.h>
 
 namespace mla_wide
 {
@@ -19,13 +20,22 @@ enum {
     BOX = 8192,              /* bytes of 64 rows x 64 bf16 */
     MATH_THREADS = 256, /* of the values' warpgroups; then come the scores' and the producer's */
     THREADS = 512,
-    WORKS = 4,    /* units that the producer may be ahead */
-    SEEN = 8192,  /* sequences whose lengths are compared with what they were before */
-    FEW = 3,      /* parts of a unit on a LINE that the first of them merges by itself */
-    OVERHEAD = 3, /* of a unit, in pages: what starting and ending one costs */
+    MOST_PIECES = 64, /* of a unit: what is merged in one go */
+    WORKS = 4,        /* units that the producer may be ahead */
+    SEEN = 8192,      /* sequences whose lengths are compared with what they were before */
+    FEW = 3,          /* parts of a unit on a LINE that the first of them merges by itself */
+    OVERHEAD = 3,     /* of a unit, in pages: what starting and ending one costs */
 };
 
 static constexpr float LAZY = 8;
+
+/* Whether a unit's queries may come while the results of the one before are still being stored:
+ * these then go by way of their last page's memory. With one row tile, where pages bind, that costs
+ * as much as it gains. */
+template <int CLUSTER> static __device__ constexpr bool early_queries()
+{
+    return CLUSTER > 1;
+}
 
 /* Boxes of a page by twos, in the order in which they are asked for, multiplied with the queries
  * and freed: first and second quarter of the output's columns of either values' warpgroup. */
@@ -50,8 +60,8 @@ static __device__ constexpr int group_of(int half, int quarter)
 struct work {
     int32_t first, last; /* pages of this part */
     int32_t index, n;    /* which of how many parts of the unit; n 0: no more work */
-    int32_t mergers;     /* blocks that merge the parts, this one the index-th of them; from the
-                            n-th on they have no pages */
+    int32_t mergers;     /* blocks that merge the parts */
+    int32_t merger;      /* which of them this one is; -1: none */
     int32_t only;        /* the block has no other unit */
     int32_t slot;        /* part of the grid, within its rank, that has the unit's first part */
     int32_t kv_len, q_len;
@@ -89,13 +99,15 @@ struct place {
 struct plan {
     enum { WHOLE, EVEN, LINE } kind;
     int32_t size, group;
+    int32_t unit, index; /* EVEN: the part has the unit of this number, its piece `index` */
+    int32_t apart;       /* EVEN: only blocks that have no pages merge */
 };
 
 /* This part's pages of a unit, and how the unit is divided. */
 struct share {
     int32_t first, last; /* pages first .. last - 1 */
     int32_t index, n;    /* as in struct work */
-    int32_t mergers;
+    int32_t mergers, merger;
 };
 
 /* Where a unit's queries and pages begin. */
@@ -115,10 +127,16 @@ struct course {
     starts from;
 };
 
+/* a / b of small numbers (below 2^16), rounded down. */
+static __device__ __forceinline__ int quotient(int a, int b)
+{
+    return __float2int_rd(__fdividef(a + 0.5f, b));
+}
+
 /* A unit that several parts share: what is needed to merge this block's share of it. */
 struct pending {
     int32_t n, index; /* as in struct work */
-    int32_t mergers;
+    int32_t mergers, merger;
     int32_t only;
     int32_t slot;
     int64_t row;  /* first row of the tile in (query rows x heads) */
@@ -127,17 +145,17 @@ struct pending {
     /* The first of the tile's pieces (eight columns of 16 rows) that merger k merges. */
     __device__ __forceinline__ int first_piece(int k) const
     {
-        return PIECES * k / mergers;
+        return quotient(PIECES * k, mergers);
     }
     /* Of two parts each merges half of the columns: what one warpgroup has. It stays in the block,
      * in the queries' memory. */
     __device__ __forceinline__ bool keeps_half() const
     {
-        return n == 2 && mergers == 2 && only;
+        return n == 2 && mergers == 2 && only && merger == index;
     }
 };
 
-/* Shared memory, 229,376 + 1,536 of 232,448 bytes (it begins on a multiple of 1,024):
+/* Shared memory, 229,376 + 1,816 of 232,448 bytes (it begins on a multiple of 1,024):
  *   q       65,536   eight boxes; the ninth (rope) is in registers
  *   kv     147,456   two pages of nine boxes
  *   p       16,384   probabilities of the pages in the two slots
@@ -148,14 +166,17 @@ struct shared {
     uint8_t p[2][BOX];
     float m[2][ROWS]; /* rows' references after the page of a slot */
     float l[2][ROWS]; /* rows' sums of a unit, by its parity */
-    uint64_t q_full, q_empty;
+    /* Barriers, in the order of their arrivals (init_barriers). */
+    uint64_t q_full;
+    uint64_t merge_full, rows_full; /* the parts of a unit to be merged; their rows' sums */
+    uint64_t work_full[WORKS];
     uint64_t kv_full[2][GROUPS]; /* by box group */
-    uint64_t kv_empty[2][GROUPS];
+    uint64_t q_empty;
     uint64_t s_done[2]; /* the scores of the page in a slot are there */
-    uint64_t p_full[2], p_empty[2];
-    uint64_t l_full[2], l_empty[2];
-    uint64_t merge_full; /* the parts of a unit that the block merges */
-    uint64_t work_full[WORKS], work_empty[WORKS];
+    uint64_t kv_empty[2][GROUPS];
+    uint64_t p_full[2], l_full[2];
+    uint64_t p_empty[2], l_empty[2];
+    uint64_t work_empty[WORKS];
     struct work works[WORKS];
     struct course course;
     struct pending merges[2]; /* at most the first and the last unit of a part */
@@ -171,7 +192,10 @@ struct params {
     float scale_log2;       /* softmax_scale * log2(e) */
     int32_t parts;          /* clusters of the grid */
     int32_t lanes;          /* see struct plan */
+    int32_t lane_parts;     /* parts of a lane */
+    uint32_t lanes_inverse, lane_parts_inverse; /* 2^32 / these, rounded up; 0 for 1 */
     int32_t invariant;
+    int32_t settled;   /* see mla.h */
     float *partial_o;  /* (parts, 2, CLUSTER, PIECES, 32, 4), see struct partial */
     float *partial_ml; /* (parts, 2, CLUSTER, 64, 2) */
     uint32_t *flags;   /* (2, CLUSTER, parts): a part's partial result is there */

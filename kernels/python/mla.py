@@ -92,6 +92,8 @@ class _DecodeArgs(ctypes.Structure):
         ("softmax_scale", c_float),
         ("causal", c_int32),
         ("batch_invariant", c_int32),
+        ("settled", c_int32),
+        ("next_late", c_int32),
         ("workspace", c_void_p),
         ("workspace_bytes", c_size_t),
     ]

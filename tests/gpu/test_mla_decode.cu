@@ -1,11 +1,13 @@
 /* mla_decode against a float reference, over the grid of the peer's own test (see kernels.md's
  * tolerances) and the cases its users asked for. Every kernel that serves a case is tried.
  *
- *   test_mla_decode [quick|few] [seed]   quick: a handful of small cases, for compute-sanitizer;
- *                                        few: the kernels for few query rows alone
+ *   test_mla_decode [race|quick|few] [seed]   race, quick: small cases, a handful of tiny ones and
+ *                                             some more, for compute-sanitizer; few: the kernel
+ *                                             for few query rows alone
  */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mla_few.h"
-#include "kernels/cuda/mla_small.h"
+#include "kernels/cuda/ptx.cuh"
 #include "tests/gpu/mla_case.cuh"
 
 #include <string.h>
@@ -19,15 +21,10 @@ static int decode(const struct mla_decode_args *args, cudaStream_t stream)
     return mla_decode(args, stream);
 }
 
-/* The kernels for few query rows, with clusters of C blocks; 0: as they choose. */
+/* The kernel for few query rows, with clusters of C blocks; 0: as it chooses. */
 template <int C> static int decode_few(const struct mla_decode_args *args, cudaStream_t stream)
 {
     return mla_few::launch(args, C, stream);
-}
-
-template <int C> static int decode_small(const struct mla_decode_args *args, cudaStream_t stream)
-{
-    return mla_small::launch(args, C, stream);
 }
 
 /* Element by element within 8e-4 absolute or 2.01/128 relative, cosine distance below 5e-6; lse
@@ -134,6 +131,82 @@ static void check_invariant(const char *kernel, launch_fn launch, bool fp8, int 
             kernel, heads, q_len, fp8);
 }
 
+/* A sequence's last q_len rows become NaN. */
+static __global__ void poison_last(mla_decode_args a, int row_bytes)
+{
+    int seq = blockIdx.x, q_len = a.seqs.q_lens[seq], kv_len = a.seqs.kv_lens[seq];
+
+    for (int t = max(kv_len - q_len, 0); t < kv_len; t++) {
+        int page = a.seqs.block_tables[a.seqs.table_starts[seq] + t / MLA_PAGE_TOKENS];
+        for (int i = threadIdx.x; i < row_bytes; i += blockDim.x)
+            ((char *)
+                 a.cache.pages)[page * a.cache.page_stride + t % MLA_PAGE_TOKENS * row_bytes + i] =
+                (char)0xff;
+    }
+}
+
+/* What a step's own kernels write, late: queries, and the last q_len rows of each sequence. The
+ * next kernel is let on at once. A block a query row. */
+static __global__ void write_late(mla_decode_args a, int row_bytes, const char *pages,
+                                  const uint16_t *q)
+{
+    launch_next();
+    launch_wait();
+    for (int64_t begin = clock64(); clock64() - begin < 40000;) { /* about 20 us */
+    }
+    int seq = blockIdx.x / a.seqs.max_q_len, row = blockIdx.x % a.seqs.max_q_len;
+    int q_len = a.seqs.q_lens[seq], token = a.seqs.kv_lens[seq] - q_len + row;
+    if (row >= q_len)
+        return;
+    int width = a.heads * (a.cache.latent_dim + a.cache.rope_dim);
+    int64_t at = (int64_t)(a.seqs.q_starts[seq] + row) * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        ((uint16_t *)a.q)[at + i] = q[at + i];
+    if (token < 0)
+        return;
+    int page = a.seqs.block_tables[a.seqs.table_starts[seq] + token / MLA_PAGE_TOKENS];
+    int64_t from = page * a.cache.page_stride + token % MLA_PAGE_TOKENS * row_bytes;
+    for (int i = threadIdx.x; i < row_bytes; i += blockDim.x)
+        ((char *)a.cache.pages)[from + i] = pages[from + i];
+}
+
+/* With `settled`: the kernel ahead writes what it may, while the call has long begun; the bits are
+ * those of a call that waits. The step is queued twice, so that calls meet each other too. */
+static void check_settled(const char *kernel, launch_fn launch, const mla_case &c, uint64_t seed)
+{
+    mla_setup s(c, seed);
+    size_t n = s.query_rows * c.heads * s.args.cache.latent_dim;
+    size_t page_bytes = s.args.cache.n_pages * s.args.cache.page_stride;
+    size_t q_bytes = s.query_rows * c.heads * (s.args.cache.latent_dim + s.args.cache.rope_dim) * 2;
+    int row_bytes = row_bytes_of(c.fp8, s.args.cache.latent_dim, s.args.cache.rope_dim);
+    std::vector<uint16_t> want(n), got(n);
+    char *pages;
+    uint16_t *q;
+
+    CHECK_CUDA(cudaMalloc(&pages, page_bytes));
+    CHECK_CUDA(cudaMalloc(&q, q_bytes + 256));
+    CHECK_CUDA(cudaMemcpy(pages, s.args.cache.pages, page_bytes, cudaMemcpyDeviceToDevice));
+    CHECK_CUDA(cudaMemcpy(q, s.args.q, q_bytes, cudaMemcpyDeviceToDevice));
+    int status = launch(&s.args, 0);
+    CHECK_CUDA(cudaMemcpy(want.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+    s.poison();
+    CHECK_CUDA(cudaMemset((void *)s.args.q, 0xff, q_bytes));
+    poison_last<<<c.batch, 128>>>(s.args, row_bytes);
+    s.args.settled = 1;
+    for (int i = 0; i < 2; i++) {
+        CHECK_CUDA(launch_early(write_late, dim3(c.batch * c.q_len), dim3(128), 0, 0, s.args,
+                                row_bytes, pages, q));
+        status |= launch(&s.args, 0);
+    }
+    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+    bool ok = status == MLA_OK && got == want;
+    ok ? passed++ : failed++;
+    if (!ok)
+        printf("FAIL %s settled: b %d q_len %d kv_len %d H %d fp8 %d varlen %d\n", kernel, c.batch,
+               c.q_len, c.kv_len, c.heads, c.fp8, c.varlen);
+    cudaFree(pages), cudaFree(q);
+}
+
 /* A kernel for few query rows with clusters of one size: whole and cut sequences, one and several
  * row tiles, every latent and rope size. */
 static void check_cluster(const char *kernel, launch_fn launch, int cluster, bool quick,
@@ -168,18 +241,35 @@ static void check_cluster(const char *kernel, launch_fn launch, int cluster, boo
 static void check_clusters(bool quick, uint64_t seed)
 {
     static const struct {
-        const char *kernel;
         launch_fn launch;
         int cluster;
-    } kernels[] = {
-        {"few", decode_few<0>, 0},     {"few", decode_few<1>, 1},     {"few", decode_few<2>, 2},
-        {"few", decode_few<3>, 3},     {"few", decode_few<4>, 4},     {"few", decode_few<6>, 6},
-        {"few", decode_few<8>, 8},     {"few", decode_few<16>, 16},   {"small", decode_small<0>, 0},
-        {"small", decode_small<1>, 1}, {"small", decode_small<2>, 2}, {"small", decode_small<4>, 4},
-        {"small", decode_small<8>, 8}};
+    } kernels[] = {{decode_few<0>, 0}, {decode_few<1>, 1},  {decode_few<2>, 2},
+                   {decode_few<3>, 3}, {decode_few<4>, 4},  {decode_few<6>, 6},
+                   {decode_few<8>, 8}, {decode_few<16>, 16}};
 
     for (auto &k : kernels)
-        check_cluster(k.kernel, k.launch, k.cluster, quick, seed += 1000);
+        check_cluster("few", k.launch, k.cluster, quick, seed += 1000);
+}
+
+static void check_settled_cases(const char *kernel, launch_fn launch, bool wide, uint64_t seed)
+{
+    static const struct {
+        int batch, q_len, kv_len, heads;
+        bool varlen;
+    } cases[] = {{1, 1, 1, 16, false},    {1, 1, 64, 16, false},   {1, 1, 65, 5, false},
+                 {1, 2, 8192, 16, false}, {3, 4, 200, 16, true},   {16, 1, 4096, 16, false},
+                 {40, 2, 1500, 16, true}, {128, 1, 700, 5, false}, {300, 1, 300, 16, true},
+                 {600, 1, 90, 16, true}};
+
+    for (auto &c : cases)
+        for (int fp8 = 0; fp8 < 2 - wide; fp8++)
+            for (int invariant = 0; invariant < 2; invariant++) {
+                int heads = !wide ? c.heads : c.heads == 5 ? 128 : 64;
+                check_settled(kernel, launch,
+                              {c.batch, c.q_len, c.kv_len, heads, c.varlen, true, (bool)fp8,
+                               (bool)invariant, 0, 0},
+                              seed++);
+            }
 }
 
 /* Lengths change between replays of one captured graph. */
@@ -215,21 +305,37 @@ static void check_graph(int heads)
         printf("FAIL graph: H %d\n", heads);
 }
 
+/* Each kernel once, so small that racecheck is done in seconds; without clusters, on whose exchange
+ * through distributed shared memory racecheck (13.0) never ends. */
+static void check_race(uint64_t seed)
+{
+    for (int fp8 = 0; fp8 < 2; fp8++)
+        for (int heads : {16, 32})
+            check("few", decode_few<1>, {2, 1, 130, heads, true, true, (bool)fp8, false, 0, 0},
+                  seed++);
+    check("decode", decode, {1, 1, 200, 64, false, true, false, false, 0, 0}, seed++);
+}
+
 int main(int argc, char **argv)
 {
     bool quick = argc > 1 && !strcmp(argv[1], "quick"), few = argc > 1 && !strcmp(argv[1], "few");
+    bool race = argc > 1 && !strcmp(argv[1], "race");
     static const int batches[] = {1, 2, 6, 64}, q_lens[] = {1, 2, 4}, kv_lens[] = {20, 140, 4096},
                      heads[] = {1, 3, 9, 16, 63, 64, 126, 128};
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
 
+    if (race) {
+        check_race(seed);
+        goto out;
+    }
     check_clusters(quick, seed);
     for (int fp8 = 0; fp8 < 2 && !quick; fp8++)
         for (int q : {1, 2}) {
-            for (int h : {5, 16})
-                check_invariant("few", decode_few<0>, fp8, h, q);
             for (int h : {5, 16, 32})
-                check_invariant("small", decode_small<0>, fp8, h, q);
+                check_invariant("few", decode_few<0>, fp8, h, q);
         }
+    if (!quick)
+        check_settled_cases("few", decode_few<0>, false, seed += 1000);
     if (few)
         goto out;
     for (int fp8 = 0; fp8 < 2; fp8++) {
@@ -273,6 +379,7 @@ int main(int argc, char **argv)
     }
     check("decode", decode, {300, 1, 300, 16, true, true, false, false, 0, 0}, seed++);
     check("decode", decode, {3, 100, 2000, 16, true, true, false, false, 0, 0}, seed++);
+    check_settled_cases("decode", decode, true, seed += 1000);
     for (int h : {16, 64, 128})
         check_graph(h);
 out:

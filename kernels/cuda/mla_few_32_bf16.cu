@@ -1,0 +1,7 @@
+/* The decode kernel for few query rows: 32 a tile, BF16 cache. */
+#include "kernels/cuda/mla_few_merge.cuh"
+
+mla_few::variant mla_few::find_32_bf16(int latent_dim, int rope_dim)
+{
+    return find<32, MLA_KV_BF16>(latent_dim, rope_dim);
+}
