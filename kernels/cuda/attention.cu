@@ -3,6 +3,7 @@
  * Absorbed rows: q' = [W_UK^T q_nope, q_rope] per head, mla_decode in latent space, out = W_UV o.
  * They go through in groups (struct decode_group) that fit q_latent and o_latent. */
 #include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/gemm_vector.h"
 #include "kernels/cuda/indexer.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -231,6 +232,8 @@ static void decode_group(struct cuda_backend *cu, const struct mla_layer *layer,
         cuda_index_decode(cu, &args, group);
         return;
     }
+    args.settled = cu->step.settled;
+    args.next_late = group->spans <= GEMV_ROWS;
     args.seqs.n_seqs = group->spans;
     args.seqs.query_rows = group->rows;
     args.seqs.max_q_len = group->max_q_len;

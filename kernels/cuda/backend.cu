@@ -190,6 +190,7 @@ struct backend *backend_cuda_open(const struct backend_options *options, struct 
     cu->base.activation_dtype = DTYPE_BF16;
     cu->base.kv_dtype = options->kv_dtype;
     cu->base.keeps_fp8 = 1;
+    cu->base.keeps_int4 = 1;
     cu->limits = options->limits;
     if (cu->limits.max_logits == 0)
         cu->limits.max_logits = cu->limits.max_seqs;

@@ -62,6 +62,7 @@ struct cuda_step {
     int32_t rows, logits;
     int32_t n_filtered, n_reported; /* see struct step_image */
     int32_t absorbed;               /* q_latent is complete: see attention.cu */
+    int32_t settled; /* earlier steps wrote all that mla_decode's spans see but their own rows */
     int32_t n_groups;
     struct decode_group *groups; /* (max_seqs + max_rows / absorb_rows) */
     int sparse;                  /* rows attend to chosen tokens (indexer.cu), */
@@ -130,6 +131,7 @@ struct cuda_backend {
     /* Working memory, by reserve. */
     struct backend_shapes shapes;
     int32_t has_fp8;     /* there are FP8 weights */
+    int32_t has_int4;    /* there are experts with INT4 weights */
     int32_t absorb_rows; /* rows of the two that follow */
     bf16 *q_latent;      /* (absorb_rows, H, kv_lora_rank + rope) absorbed queries */
     bf16 *o_latent;      /* (absorb_rows, H, kv_lora_rank) */

@@ -1,6 +1,14 @@
-/* The experts of a mixture-of-experts layer, by moe.h or, where weights are FP8, moe_fp8.h. */
+/* The experts of a mixture-of-experts layer, by moe.h or, where weights are FP8 or
+ * INT4, by moe_fp8.h or moe_int4.h. Their working memory begins with counters that stay zero. */
 #include "kernels/cuda/backend.cuh"
 #include "kernels/cuda/moe_fp8.h"
+#include "kernels/cuda/moe_int4.h"
+
+#include <algorithm>
+
+enum { COUNTERS = 256 };
+static_assert((int)COUNTERS == (int)MOE_FP8_COUNTERS && (int)COUNTERS == (int)MOE_INT4_COUNTERS,
+              "all formats' counters have one place");
 
 static int32_t shared_experts(const struct backend_shapes *shapes)
 {
@@ -21,17 +29,46 @@ int cuda_moe_reserve(struct cuda_backend *cu, struct error *err)
                          "at most %d and %d",
                          s->router.experts, s->router.top_k + shared, MOE_MAX_EXPERTS,
                          MOE_MAX_SLOTS);
-    cu->moe_work_bytes = (cu->has_fp8 ? moe_fp8_workspace : moe_workspace)(
-        cu->limits.max_rows, s->hidden_size, s->moe_intermediate, s->router.experts,
-        s->router.top_k, shared);
+    auto bytes = [&](decltype(&moe_workspace) of) {
+        return of(cu->limits.max_rows, s->hidden_size, s->moe_intermediate, s->router.experts,
+                  s->router.top_k, shared);
+    };
+    cu->moe_work_bytes = COUNTERS + bytes(moe_workspace);
+    if (cu->has_fp8)
+        cu->moe_work_bytes = std::max(cu->moe_work_bytes, bytes(moe_fp8_workspace));
+    if (cu->has_int4)
+        cu->moe_work_bytes = std::max(cu->moe_work_bytes, bytes(moe_int4_workspace));
     cu->moe_work = cuda_take(cu, cu->moe_work_bytes, true, "the experts' working memory", err);
     return cu->moe_work ? 0 : -1;
 }
 
-static const void *weight_data(const struct tensor *t, bool fp8)
+static const void *weight_data(const struct tensor *t, enum dtype dtype)
 {
-    ASSERT(t->dtype == (fp8 ? DTYPE_F8_E4M3 : DTYPE_BF16));
+    ASSERT(t->dtype == dtype);
     return t->data;
+}
+
+/* Runs what `all` says by the format of the weights. */
+static void run_experts(struct cuda_backend *cu, struct moe_fp8_args *all,
+                        const struct moe_weights *experts)
+{
+    struct moe_args *args = &all->moe;
+    enum dtype dtype = experts->gate.dtype;
+
+    if (dtype == DTYPE_I4) {
+        struct moe_int4_args int4 = {*args, experts->gate.group_scales, experts->up.group_scales,
+                                     experts->down.group_scales};
+        cuda_check_launch(cu, moe_int4_experts(&int4, cu->stream), "moe_int4_experts");
+    } else if (dtype == DTYPE_F8_E4M3) {
+        all->gate_up = {experts->gate.scales, experts->up.scales};
+        all->down = {experts->down.scales, NULL};
+        all->ue8m0 = cu->shapes.ue8m0;
+        cuda_check_launch(cu, moe_fp8_experts(all, cu->stream), "moe_fp8_experts");
+    } else {
+        args->workspace = (char *)args->workspace + COUNTERS;
+        args->workspace_bytes -= COUNTERS;
+        cuda_check_launch(cu, moe_experts(args, cu->stream), "moe_experts");
+    }
 }
 
 void cuda_moe(struct backend *be, struct tensor out, struct tensor residual, struct tensor x,
@@ -41,7 +78,8 @@ void cuda_moe(struct backend *be, struct tensor out, struct tensor residual, str
     struct cuda_backend *cu = cuda_backend(be);
     struct moe_fp8_args all = {};
     struct moe_args &args = all.moe;
-    bool fp8 = experts->gate.dtype == DTYPE_F8_E4M3;
+    enum dtype dtype = experts->gate.dtype;
+    enum dtype shared_dtype = dtype == DTYPE_I4 ? DTYPE_BF16 : dtype;
 
     cuda_settle(cu);
     ASSERT(ids.dtype == DTYPE_I32 && ids.shape[0] == x.shape[0] && out.shape[0] == x.shape[0]);
@@ -49,9 +87,9 @@ void cuda_moe(struct backend *be, struct tensor out, struct tensor residual, str
     args.x_stride = cuda_last_dim(&x);
     args.ids = (const int32_t *)ids.data;
     args.weights = cuda_f32(&weights);
-    args.gate = weight_data(&experts->gate, fp8);
-    args.up = weight_data(&experts->up, fp8);
-    args.down = weight_data(&experts->down, fp8);
+    args.gate = weight_data(&experts->gate, dtype);
+    args.up = weight_data(&experts->up, dtype);
+    args.down = weight_data(&experts->down, dtype);
     args.residual = residual.data ? cuda_bf16(&residual) : NULL;
     args.out = cuda_bf16(&out);
     args.out_stride = cuda_last_dim(&out);
@@ -64,20 +102,13 @@ void cuda_moe(struct backend *be, struct tensor out, struct tensor residual, str
         ASSERT(shared->gate.shape[0] % args.i == 0);
         all.shared_gate_up = {shared->gate.scales, shared->up.scales};
         all.shared_down = {shared->down.scales, NULL};
-        args.shared_gate = weight_data(&shared->gate, fp8);
-        args.shared_up = weight_data(&shared->up, fp8);
-        args.shared_down = weight_data(&shared->down, fp8);
+        args.shared_gate = weight_data(&shared->gate, shared_dtype);
+        args.shared_up = weight_data(&shared->up, shared_dtype);
+        args.shared_down = weight_data(&shared->down, shared_dtype);
         args.shared = (int32_t)shared->gate.shape[0] / args.i;
     }
     args.batch_invariant = cu->batch_invariant;
     args.workspace = cu->moe_work;
     args.workspace_bytes = cu->moe_work_bytes;
-    if (!fp8) {
-        cuda_check_launch(cu, moe_experts(&args, cu->stream), "moe_experts");
-        return;
-    }
-    all.gate_up = {experts->gate.scales, experts->up.scales};
-    all.down = {experts->down.scales, NULL};
-    all.ue8m0 = cu->shapes.ue8m0;
-    cuda_check_launch(cu, moe_fp8_experts(&all, cu->stream), "moe_fp8_experts");
+    run_experts(cu, &all, experts);
 }

@@ -149,6 +149,7 @@ int run_product(tile_params &p, const tile_weights *w, const tokens &x, bool inv
         if (stream_map_tokens(&p, x.x, x.stride, p.m, p.heads, x.head_stride, x.k,
                               p.m <= 8 ? 8 : 16))
             return GEMM_INVALID;
+        p.next_late = p.norm ? NEXT_AT_ONCE : NEXT_ASKED; /* as measured */
         cudaError_t e = p.norm     ? stream_launch<few_norm>(p, x.k, 0, stream)
                         : p.m <= 8 ? stream_launch<few>(p, x.k, 0, stream)
                                    : stream_launch<several>(p, x.k, 0, stream);

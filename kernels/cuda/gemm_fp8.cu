@@ -13,6 +13,8 @@ namespace
 using two = fp8_stream_config<8, 2, 4, TILE_DENSE>;
 using eight = fp8_stream_config<8, 8, 3, TILE_DENSE>;
 using sixteen = fp8_stream_config<16, 16, 4, TILE_DENSE>;
+using two_held = fp8_stream_config<8, 2, 4, TILE_DENSE, 2048>;
+using eight_held = fp8_stream_config<8, 8, 4, TILE_DENSE, 8192>;
 using small = fp8_tile_config<32, 4, TILE_DENSE>;
 using middle = fp8_tile_config<64, 6, TILE_DENSE>;
 
@@ -44,7 +46,10 @@ int run_stream(fp8_params &f, const tile_weights *w, const tokens &x, cudaStream
         bad |= fp8_stream_map_weights(&p, i, w[i], p.part[i].n, x.k, 1);
     if (bad)
         return GEMM_INVALID;
-    cudaError_t e = slots == 2   ? fp8_stream_launch<two>(f, 0, stream)
+    bool held = slots == 2 && x.k <= two_held::NORM_K;
+    cudaError_t e = held         ? fp8_stream_launch<two_held>(f, 0, stream)
+                    : p.norm     ? fp8_stream_launch<eight_held>(f, 0, stream)
+                    : slots == 2 ? fp8_stream_launch<two>(f, 0, stream)
                     : slots == 8 ? fp8_stream_launch<eight>(f, 0, stream)
                                  : fp8_stream_launch<sixteen>(f, 0, stream);
     return e == cudaSuccess ? GEMM_OK : GEMM_CUDA;
@@ -125,6 +130,9 @@ int run_product(fp8_params &f, const tile_weights *w, const tokens &x, bool inva
     bool wide = p.m > FP8_EXACT_ROWS && !invariant;
 
     p.heads = 1;
+    p.rows = x.x;
+    p.row_bytes = 2 * x.stride;
+    p.k = x.k;
     f.k_blocks = x.k / FP8_BLOCK;
     for (int i = 0; i < p.n_parts; i++) {
         f.scales[i].row_stride = f.k_blocks;
@@ -207,6 +215,14 @@ int gemm_fp8_linear(const struct gemm_fp8_linear_args *args, gemm_stream stream)
                           part->out_float, 0};
         f.scales[i].scales = args->scales[i].scales;
         w[i] = {part->weight, nullptr, a->k, 0};
+    }
+    if (a->norm) {
+        if (!gemm_linear_norms(a->m, a->k, a->batch_invariant) || !aligned(a->norm, 0) ||
+            !aligned(a->normalised, 0))
+            return GEMM_INVALID;
+        f.tile.norm = a->norm;
+        f.tile.normalised = a->normalised;
+        f.tile.norm_eps = a->eps;
     }
     return run_product(f, w, {a->x, a->x_stride, a->k}, a->batch_invariant,
                        {args->workspace, args->workspace_bytes, args->ue8m0 != 0},

@@ -11,9 +11,17 @@ struct fp8_scale_map {
     int32_t row_stride;              /* of 128 rows */
 };
 
+/* Where the scales of an INT4 weight's groups of 32 k are (moe_int4.h). */
+struct int4_scale_map {
+    const uint16_t *scales, *up_scales; /* up NULL: not gate and up */
+    int64_t z_stride;                   /* of an expert */
+    int32_t row_stride;
+};
+
 struct fp8_params {
     tile_params tile;
     struct fp8_scale_map scales[GEMM_MAX_PARTS]; /* of the parts; with routing: experts, shared */
+    struct int4_scale_map groups;                /* INT4: the experts' */
     int32_t k_blocks;                            /* k / 128 */
     int32_t box_tokens;                          /* gemm_fp8_tile.cuh, dense: rows of a box of x */
 };

@@ -12,12 +12,14 @@
 /* SLOTS: tokens that a stage has room for, at most BN. Where there are few, stages are small enough
  * for two blocks on a multiprocessor: the next kernel's are there, and have asked for their first
  * weights, when this one ends. */
-template <int BN_, int SLOTS_, int STAGES_, int MODE_> struct fp8_stream_config {
+template <int BN_, int SLOTS_, int STAGES_, int MODE_, int HOLDS_ = 0> struct fp8_stream_config {
     enum {
         BN = BN_, /* 8 or 16 */
         SLOTS = SLOTS_,
         STAGES = STAGES_,
         MODE = MODE_,
+        HOLDS = HOLDS_ > 0, /* the math warps fetch all tokens, SLOTS at most, first of all */
+        NORM_K = HOLDS_,    /* k is at most this then */
         ROWS = 16,
         WARPS = 8,
         MATH = WARPS * 32,
@@ -29,14 +31,15 @@ template <int BN_, int SLOTS_, int STAGES_, int MODE_> struct fp8_stream_config 
         STEP_BYTES = STEP_K * 2, /* of a token */
         /* A routed token is a box of its own; 128 bytes on, the swizzle differs. */
         TOKEN_BYTES = MODE == TILE_DENSE ? STEP_BYTES : STEP_BYTES + 128,
-        STAGE_BYTES = (A_BYTES + SLOTS * TOKEN_BYTES + 1023) / 1024 * 1024,
+        STAGE_BYTES = (A_BYTES + (HOLDS ? 0 : SLOTS * TOKEN_BYTES) + 1023) / 1024 * 1024,
         TOKEN_PITCH = ROWS + 4, /* floats of a token's sums; + 4: no bank conflicts */
         SUMS = WARPS * BN * TOKEN_PITCH,
         TABLE_BYTES = MODE == TILE_DENSE ? 0 : (int)sizeof(tile_tables),
         STAGE_SCALES = 16, /* 8 blocks of k; of up, 8 more */
         SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + SUMS * 4 + 16 * STAGES + TABLE_BYTES +
                        STAGES * STAGE_SCALES * 4 + SUMS * 4 + 32,
-        BLOCKS = SHARED_BYTES <= 113 * 1024 ? 2 : 1, /* of a multiprocessor */
+        HELD_BYTES = HOLDS ? SLOTS * (2 * NORM_K + 16) : 0,
+        BLOCKS = SHARED_BYTES + HELD_BYTES <= 113 * 1024 ? 2 : 1, /* of a multiprocessor */
     };
 };
 
@@ -51,6 +54,7 @@ template <class C> struct fp8_stream_memory : stream_memory<C> {
         second = scales + C::STAGES * C::STAGE_SCALES;
         summed = smem_u32(second + C::SUMS);
         read = summed + 16;
+        this->tokens = (char *)second + C::SUMS * 4 + 32;
     }
 };
 
@@ -67,8 +71,8 @@ fp8_stream_weights(const fp8_params &f, const fp8_stream_memory<C> &mem, const s
     int block = first + lane % 8;
 
     if (lane == 0) {
-        mbar_arrive_expect(bar, C::A_BYTES +
-                                    (C::MODE == TILE_DENSE ? C::SLOTS : w.tokens) * C::STEP_BYTES);
+        int tokens = C::HOLDS ? 0 : C::MODE == TILE_DENSE ? C::SLOTS : w.tokens;
+        mbar_arrive_expect(bar, C::A_BYTES + tokens * C::STEP_BYTES);
         tma_load_4d(dst, &p.a[w.part], bar, 0, row, first, w.z, TMA_EVICT_FIRST);
         if (p.swiglu)
             tma_load_4d(dst + C::A_BYTES / 2, &p.up[w.part], bar, 0, row, first, w.z,
@@ -91,7 +95,7 @@ __device__ void fp8_stream_copy(const fp8_params &f, const fp8_stream_memory<C> 
     struct ring_place at = {0, 1};
     int early = 0;
 
-    if (!p.next_late)
+    if (p.next_late == NEXT_AT_ONCE)
         launch_next();
     if (C::MODE != TILE_DENSE && known)
         named_sync(9, C::TABLE_THREADS); /* the tables */
@@ -102,7 +106,7 @@ __device__ void fp8_stream_copy(const fp8_params &f, const fp8_stream_memory<C> 
     for (; early < C::STAGES && ahead.more(); early++, ahead.next())
         fp8_stream_weights<C>(f, mem, ahead.w, ahead.step, early, lane);
     launch_wait();
-    if (p.next_late)
+    if (p.next_late == NEXT_WAITED)
         launch_next();
     if (C::MODE != TILE_DENSE && !known) {
         named_sync(9, C::TABLE_THREADS);
@@ -117,7 +121,7 @@ __device__ void fp8_stream_copy(const fp8_params &f, const fp8_stream_memory<C> 
             fp8_stream_weights<C>(f, mem, walk.w, walk.step, at.stage, lane);
             __syncwarp();
         }
-        if (lane < (C::MODE == TILE_DENSE ? 1 : walk.w.tokens))
+        if (!C::HOLDS && lane < (C::MODE == TILE_DENSE ? 1 : walk.w.tokens))
             tma_load_4d(
                 smem_u32(mem.ring + at.stage * C::STAGE_BYTES + C::A_BYTES + lane * C::TOKEN_BYTES),
                 &p.b, mem.full + 8 * at.stage, 0, row, walk.step * C::STEP_K / TILE_K,
@@ -141,7 +145,9 @@ __device__ __forceinline__ void fp8_stream_half(float (&part)[C::BN / 8][4], con
     for (int t = 0; t < C::BN / 8; t++)
 #pragma unroll
         for (int i = 0; i < 2; i++) /* 32 k each */
-            load_matrices(tokens + 8 * t * pitch + (((4 * i + lane / 8) ^ turn) << 4), b[t][i]);
+            load_matrices(C::HOLDS ? tokens + (4 * i + lane / 8) * 16
+                                   : tokens + 8 * t * pitch + (((4 * i + lane / 8) ^ turn) << 4),
+                          b[t][i]);
 #pragma unroll
     for (int j = 0; j < 4; j++) { /* 16 k each */
         uint32_t a0 = fp8_widen_even(l[j]), a1 = fp8_widen_even(h[j]);
@@ -155,7 +161,8 @@ __device__ __forceinline__ void fp8_stream_half(float (&part)[C::BN / 8][4], con
 /* This warp's block of a step. */
 template <class C>
 __device__ __forceinline__ void fp8_stream_block(float (&sum)[C::BN / 8][4], const tile_params &p,
-                                                 const fp8_stream_memory<C> &mem, uint32_t stage)
+                                                 const fp8_stream_memory<C> &mem, uint32_t stage,
+                                                 int block_of_k)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = lane / 4, q = lane % 4;
     int block = p.swiglu ? 1024 : 2048, second = p.swiglu ? C::A_BYTES / 2 : 1024;
@@ -171,7 +178,13 @@ __device__ __forceinline__ void fp8_stream_block(float (&sum)[C::BN / 8][4], con
         int row = 2 * warp + half;
         uint4 low = *(const uint4 *)(a + ((2 * q + half) ^ r) * 16);
         uint4 high = *(const uint4 *)(a + second + ((2 * q + half) ^ r) * 16);
-        if (C::MODE == TILE_DENSE)
+        if (C::HOLDS)
+            fp8_stream_half<C>(part[half], low, high,
+                               smem_u32(mem.tokens) +
+                                   (lane % 8 < p.m ? lane % 8 : 0) * stream_pitch(p.k) +
+                                   (2 * block_of_k + half) * 128,
+                               0);
+        else if (C::MODE == TILE_DENSE)
             fp8_stream_half<C>(part[half], low, high, x + (row * C::SLOTS + token) * 128,
                                (row * C::SLOTS + token) & 7);
         else
@@ -197,7 +210,7 @@ __device__ __forceinline__ void fp8_stream_multiply(float (&sum)[C::BN / 8][4], 
     for (int s = 0; s < steps; s++, block += 8) {
         ring_wait(mem.full + 8 * at.stage, at.parity);
         if (block < f.k_blocks)
-            fp8_stream_block<C>(sum, f.tile, mem, at.stage);
+            fp8_stream_block<C>(sum, f.tile, mem, at.stage, block);
         __syncwarp();
         if (threadIdx.x % 32 == 0)
             mbar_arrive(mem.empty + 8 * at.stage);
@@ -282,6 +295,23 @@ __device__ __forceinline__ void fp8_stream_store(const tile_params &p,
     }
 }
 
+/* All tokens to shared memory, normalised with p.norm. By all math threads, which wait for the
+ * kernel ahead here. */
+template <class C>
+__device__ __forceinline__ void fp8_stream_hold(const tile_params &p, const stream_memory<C> &mem)
+{
+    if (p.norm) {
+        stream_norm<C>(p, mem);
+        return;
+    }
+    launch_wait();
+    for (int row = 0; row < p.m; row++)
+        for (int at = threadIdx.x * 16; at < 2 * p.k; at += C::MATH * 16)
+            *(uint4 *)(mem.tokens + row * stream_pitch(p.k) + at) =
+                __ldcg((const uint4 *)((const char *)p.rows + row * p.row_bytes + at));
+    named_sync(8, C::MATH);
+}
+
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     fp8_stream_kernel(const __grid_constant__ fp8_params f)
@@ -307,7 +337,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         fp8_stream_copy<C>(f, mem, tid % 32);
         return;
     }
-    if (C::MODE == TILE_DENSE || !p.routing.known)
+    if ((!C::HOLDS && C::MODE == TILE_DENSE) || (C::MODE != TILE_DENSE && !p.routing.known))
         launch_wait();
     if (C::MODE == TILE_ROUTED) {
         if (tid < C::MATH)
@@ -318,10 +348,15 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     int tiles = C::MODE == TILE_DENSE
                     ? dense_tiles<C>(p)
                     : shared_tiles<C>(p) + mem.tables->tile_start[p.routing.experts];
-    if (tid < C::MATH)
+    if (tid < C::MATH) {
+        if constexpr (C::HOLDS)
+            fp8_stream_hold<C>(p, mem);
         fp8_stream_math<C>(f, mem, tiles);
-    else
+    } else {
+        if (C::HOLDS)
+            launch_wait();
         fp8_stream_store<C>(p, mem, tiles);
+    }
 }
 
 /* Maps of a part's weights (z, n, k). up NULL: not gate and up. */
@@ -364,8 +399,9 @@ static cudaError_t fp8_stream_launch(fp8_params &f, int max_experts, cudaStream_
     int half = p.swiglu ? 8 : 16, tiles = 0, blocks = gemm_processors();
 
     if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(
-            fp8_stream_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::SHARED_BYTES);
+        cudaError_t e =
+            cudaFuncSetAttribute(fp8_stream_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 C::SHARED_BYTES + C::HELD_BYTES);
         if (e != cudaSuccess)
             return e;
         ready = 1;
@@ -378,5 +414,5 @@ static cudaError_t fp8_stream_launch(fp8_params &f, int max_experts, cudaStream_
     }
     tiles *= (int)C::MODE == TILE_DENSE ? 1 : max_experts;
     return launch_early(fp8_stream_kernel<C>, tiles < blocks ? tiles : blocks, C::THREADS,
-                        C::SHARED_BYTES, stream, f);
+                        C::SHARED_BYTES + (C::HOLDS ? p.m * stream_pitch(p.k) : 0), stream, f);
 }

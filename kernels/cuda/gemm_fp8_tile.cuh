@@ -1,19 +1,25 @@
-/* Products of up to 64 tokens a tile with FP8 weights and bf16 tokens: gemm_tile.cuh's kernel with
- * steps of 128 k, for which a block of weights has one scale. The math warpgroups read their rows
- * of the weight into registers and widen them there: the left operand of wgmma. The sums of a step
- * are scaled and added to the tile's by ordinary instructions, so they stay exact in float.
+/* Products of up to 64 tokens a tile with FP8 or INT4 weights and bf16 tokens: gemm_tile.cuh's
+ * kernel with steps of 128 k, for which a block of FP8 weights has one scale. The math warpgroups
+ * read their rows of the weight into registers and widen them there: the left operand of wgmma. The
+ * sums of a step are scaled and added to the tile's by ordinary instructions, so they stay exact in
+ * float.
  *
  * The next step's weights are widened while a step's products are in the tensor cores; up to 32
- * rows, two blocks share a multiprocessor instead (gemm_fp8_stream.cuh says why). */
+ * rows, two blocks share a multiprocessor instead (gemm_fp8_stream.cuh says why).
+ *
+ * INT4 weights (gemm_int4_tile.cuh) come 256 k at a time, as many bytes, with their groups' scales,
+ * which they are multiplied with as they are widened. */
 #pragma once
 
 #include "kernels/cuda/gemm_fp8.cuh"
 
-enum { FP8_STEP_K = 128, FP8_SLICES = FP8_STEP_K / 16 };
+enum { FP8_STEP_BYTES = 128, FP8_SLICES = 8 /* of 16 k, of 128 */ };
 
-template <int BN_, int STAGES_, int MODE_> struct fp8_tile_config {
+template <int BN_, int STAGES_, int MODE_, int INT4_ = 0> struct fp8_tile_config {
     enum {
         BN = BN_, /* 32 or 64 */
+        INT4 = INT4_,
+        STEP_K = INT4 ? 256 : 128,
         GROUPS = 2,
         STAGES = STAGES_,
         MODE = MODE_,
@@ -24,12 +30,16 @@ template <int BN_, int STAGES_, int MODE_> struct fp8_tile_config {
         BOX_TOKENS = 16,
         A_BYTES = GROUPS * A_BOX_BYTES,
         HALF_BYTES = BN * TOKEN_BYTES, /* 64 k of the tokens */
-        STAGE_BYTES = A_BYTES + 2 * HALF_BYTES,
+        SCALES_AT = A_BYTES + STEP_K / TILE_K * HALF_BYTES,
+        SCALE_BYTES = INT4 ? GROUPS * TILE_ROWS * 16 : 0, /* 8 of a row */
+        STAGE_BYTES = SCALES_AT + SCALE_BYTES,
         CHUNK = 32,
         CHUNK_BYTES = CHUNK * STAGE_PITCH,
         STAGING_BYTES = GROUPS * CHUNK_BYTES,
         TABLE_BYTES = MODE == TILE_DENSE ? 0 : (int)sizeof(tile_tables),
-        LAG = 2, /* ROUTED: stages on the way before the oldest is waited for */
+        /* ROUTED: stages on the way before the oldest is waited for. The math warps ask for a stage
+         * before they free the one ahead: hence at most STAGES - 2. */
+        LAG = INT4 ? 1 : 2,
         SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + STAGING_BYTES + 16 * STAGES + 16 + TABLE_BYTES,
         BLOCKS = SHARED_BYTES <= 113 * 1024 && BN == 32 ? 2 : 1, /* of a multiprocessor */
         AHEAD = BLOCKS == 1, /* whether there are registers for the next step's weights */
@@ -46,14 +56,14 @@ __device__ __forceinline__ void fp8_load_weights(const fp8_params &f, const tile
     const tile_params &p = f.tile;
     const CUtensorMap *weights = &p.a[w.part];
     uint32_t dst = mem.ring + stage * C::STAGE_BYTES, bar = mem.full + 8 * stage;
-    int row = w.row_tile * C::GROUPS * TILE_ROWS, k = step * FP8_STEP_K;
+    int row = w.row_tile * C::GROUPS * TILE_ROWS, at = step * FP8_STEP_BYTES;
 
     mbar_arrive_expect(bar,
                        C::A_BYTES + (C::MODE == TILE_ROUTED ? 0 : 2 * f.box_tokens * TOKEN_BYTES));
     if (p.swiglu)
-        tma_load_5d(dst, weights, bar, k, 0, 0, row / 16, w.z, p.weight_policy);
+        tma_load_5d(dst, weights, bar, at, 0, 0, row / 16, w.z, p.weight_policy);
     else
-        tma_load_3d(dst, weights, bar, k, row, w.z, p.weight_policy);
+        tma_load_3d(dst, weights, bar, at, row, w.z, p.weight_policy);
 }
 
 /* Consecutive tokens: two boxes of 64 k. One lane. */
@@ -65,7 +75,7 @@ __device__ __forceinline__ void fp8_load_tokens(const fp8_params &f, const tile_
 
     for (int half = 0; half < 2; half++)
         tma_load_3d(dst + half * C::HALF_BYTES, &f.tile.b, mem.full + 8 * stage,
-                    step * FP8_STEP_K + half * TILE_K, 0, w.first, TMA_EVICT_NORMAL);
+                    step * C::STEP_K + half * TILE_K, 0, w.first, TMA_EVICT_NORMAL);
 }
 
 /* Tokens from anywhere, 16 bytes a lane, laid out as TMA swizzles. `rows`: those of tokens lane and
@@ -75,20 +85,50 @@ __device__ __forceinline__ void fp8_gather_tokens(const fp8_params &f, const til
                                                   const struct tile &w, const int (&rows)[2],
                                                   int step, uint32_t stage, int lane)
 {
-    uint32_t piece = lane % 16;
+    enum { PIECES = C::STEP_K / 8 }; /* of a token */
+    uint32_t piece = lane % PIECES;
     uint32_t dst = mem.ring + stage * C::STAGE_BYTES + C::A_BYTES + piece / 8 * C::HALF_BYTES;
-    const char *column = (const char *)f.tile.rows + step * FP8_STEP_K * 2 + 16 * piece;
+    int k = step * C::STEP_K + 8 * (int)piece, bytes = k < f.tile.k ? 16 : 0; /* 0: zeros */
+    const char *column = (const char *)f.tile.rows + (bytes ? 2 * k : 0);
 
-    for (int first = 0; first < w.tokens; first += 2) {
-        int token = first + lane / 16;
+    for (int first = 0; first < w.tokens; first += 32 / PIECES) {
+        int token = first + lane / PIECES;
         int row = __shfl_sync(~0u, rows[0], token % 32),
             high = __shfl_sync(~0u, rows[1], token % 32);
         row = token < 32 ? row : high;
         if (token < w.tokens)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                              dst + token * TOKEN_BYTES + (((piece ^ token) & 7) << 4)),
-                         "l"(column + row * f.tile.row_bytes)
+                         "l"(column + row * f.tile.row_bytes), "r"(bytes)
                          : "memory");
+    }
+}
+
+/* The scales of a step of INT4 weights, 4 of a row a lane: (rows, 8 groups of 32 k). They arrive
+ * with the tokens that are asked for after them. */
+template <class C>
+__device__ __forceinline__ void int4_load_scales(const fp8_params &f, const tile_memory<C> &mem,
+                                                 const struct tile &w, int step, uint32_t stage,
+                                                 int lane)
+{
+    const struct int4_scale_map &map = f.groups;
+    uint32_t dst = mem.ring + stage * C::STAGE_BYTES + C::SCALES_AT;
+    int group = 8 * step + lane % 2 * 4, n = f.tile.part[0].n;
+
+#pragma unroll
+    for (int first = 0; first < C::GROUPS * TILE_ROWS; first += 16) {
+        int r = first + lane / 2, row = w.row_tile * C::GROUPS * TILE_ROWS + r;
+        const uint16_t *from = map.scales;
+        if (f.tile.swiglu) { /* 8 rows of gate, 8 of up, ... */
+            from = (r / 8 % 2 != 0) != (f.tile.swapped & 1) ? map.up_scales : map.scales;
+            row = row / 16 * 8 + row % 8;
+        }
+        int bytes = row < n && group < map.row_stride ? 8 : 0;
+        from += bytes ? w.z * map.z_stride + (int64_t)row * map.row_stride + group : 0;
+        asm volatile(
+            "cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(dst + r * 16 + lane % 2 * 8),
+            "l"(from), "r"(bytes)
+            : "memory");
     }
 }
 
@@ -101,7 +141,7 @@ __device__ void fp8_copy_tiles(const fp8_params &f, const tile_memory<C> &mem, i
     int early = 0, rows[2] = {};
     struct ring_place at = {0, 1};
 
-    if (!p.next_late)
+    if (p.next_late == NEXT_AT_ONCE)
         launch_next();
     if (C::MODE != TILE_DENSE && known)
         named_sync(9, C::TABLE_THREADS); /* the tables */
@@ -112,9 +152,11 @@ __device__ void fp8_copy_tiles(const fp8_params &f, const tile_memory<C> &mem, i
     for (; early < C::STAGES && ahead.more(); early++, ahead.next()) {
         if (lane == 0)
             fp8_load_weights<C>(f, mem, ahead.w, ahead.step, early);
+        if constexpr (C::INT4)
+            int4_load_scales<C>(f, mem, ahead.w, ahead.step, early, lane);
     }
     launch_wait();
-    if (p.next_late)
+    if (p.next_late == NEXT_WAITED)
         launch_next();
     if (C::MODE != TILE_DENSE && !known) {
         named_sync(9, C::TABLE_THREADS);
@@ -130,6 +172,8 @@ __device__ void fp8_copy_tiles(const fp8_params &f, const tile_memory<C> &mem, i
             ring_wait(mem.empty + 8 * at.stage, at.parity);
             if (lane == 0)
                 fp8_load_weights<C>(f, mem, walk.w, walk.step, at.stage);
+            if constexpr (C::INT4)
+                int4_load_scales<C>(f, mem, walk.w, walk.step, at.stage, lane);
             __syncwarp();
         }
         if (C::MODE == TILE_ROUTED) {
@@ -156,7 +200,7 @@ template <class C>
 __device__ __forceinline__ void fp8_left(uint32_t (&a)[FP8_SLICES][4], uint32_t at, int group)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32, r = lane / 4, q = lane % 4;
-    uint32_t row = at + group * A_BOX_BYTES + (16 * warp + r) * FP8_STEP_K;
+    uint32_t row = at + group * A_BOX_BYTES + (16 * warp + r) * FP8_STEP_BYTES;
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -167,7 +211,7 @@ __device__ __forceinline__ void fp8_left(uint32_t (&a)[FP8_SLICES][4], uint32_t 
                      : "memory");
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(high[0]), "=r"(high[1]), "=r"(high[2]), "=r"(high[3])
-                     : "r"(piece + 8 * FP8_STEP_K)
+                     : "r"(piece + 8 * FP8_STEP_BYTES)
                      : "memory");
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -229,6 +273,11 @@ __device__ __forceinline__ void fp8_multiply(float (&acc)[NT / 2], const tile_me
     }
 }
 
+/* INT4: acc += the tile's product over its steps of k. See gemm_int4_tile.cuh. */
+template <class C, int NT>
+__device__ __forceinline__ void int4_multiply(float (&acc)[NT / 2], const tile_memory<C> &mem,
+                                              struct ring_place &at, int steps, int group);
+
 template <class C, int NT>
 __device__ __forceinline__ void fp8_do_tile(const fp8_params &f, const tile_memory<C> &mem,
                                             const struct tile &w, struct ring_place &at, int step,
@@ -253,7 +302,10 @@ __device__ __forceinline__ void fp8_do_tile(const fp8_params &f, const tile_memo
         bias[0] = row < part.n ? part.bias[row] : 0.0f;
         bias[1] = row + 8 < part.n ? part.bias[row + 8] : 0.0f;
     }
-    fp8_multiply<C, NT>(acc, mem, at, steps, group, swapped ? up : gate, swapped ? gate : up);
+    if constexpr (C::INT4)
+        int4_multiply<C, NT>(acc, mem, at, steps, group);
+    else
+        fp8_multiply<C, NT>(acc, mem, at, steps, group, swapped ? up : gate, swapped ? gate : up);
     if (C::MODE == TILE_DENSE && p.split > 1)
         reduce_split<C, NT>(acc, p, mem, &first, &end);
     if (C::MODE == TILE_DENSE && part.out_float)

@@ -5,8 +5,8 @@
  * Tokens are the rows of the accumulators here, so a thread has two of them, whose scales of the
  * next step it fetches while a step's products are in the tensor cores. Those products, of 128 k,
  * are scaled and added to the tile's sums by ordinary instructions: the tensor cores' own sums of
- * FP8 products keep too few bits for long ones (DeepSeek-V3, section 3.3.2). One warpgroup does
- * that while the other multiplies. */
+ * FP8 products keep too few bits for long ones (DeepSeek-V3, section 3.3.2). A warpgroup does that
+ * to one step's products while the next step's are under way. */
 #pragma once
 
 #include "kernels/cuda/gemm_fp8.cuh"
@@ -106,12 +106,13 @@ __device__ void fp8_wide_copy(const fp8_wide_params &f, const tile_memory<C> &me
 struct fp8_wide_scales {
     const float *token[2], *weight, *up;
 
-    __device__ __forceinline__ void next(float (&x)[2], float (&w)[2])
+    /* Those of the tokens, of gate, of up. */
+    __device__ __forceinline__ void next(float (&scale)[4])
     {
-        x[0] = *token[0]++;
-        x[1] = *token[1]++;
-        w[0] = *weight++;
-        w[1] = *up++;
+        scale[0] = *token[0]++;
+        scale[1] = *token[1]++;
+        scale[2] = *weight++;
+        scale[3] = *up++;
     }
 };
 
@@ -134,37 +135,74 @@ fp8_wide_find_scales(const fp8_wide_params &f, const struct tile &w, int first_r
     return s;
 }
 
+/* Queues the products of the step at `at`, and asks for its scales. */
+template <class C>
+__device__ __forceinline__ void
+fp8_wide_issue(float (&part)[64], float (&scale)[4], const tile_memory<C> &mem,
+               struct fp8_wide_scales &scales, struct ring_place &at, int group)
+{
+    uint32_t base = mem.ring + at.stage * C::STAGE_BYTES;
+    uint64_t a = wgmma_desc(base + group * C::BOX_BYTES / 2, 16, 1024, SWIZZLE_128);
+    uint64_t b = wgmma_desc(base + C::BOX_BYTES, 16, 1024, SWIZZLE_128);
+
+    ring_wait(mem.full + 8 * at.stage, at.parity);
+    wgmma_hold(part);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < FP8_WIDE / 32; k++)
+        fp8_wgmma(part, a + k * 2, b + k * 2, k > 0);
+    wgmma_commit();
+    scales.next(scale);
+    at.template advance<C>();
+}
+
+/* acc += scale * part, and the stage is free. */
+template <class C>
+__device__ __forceinline__ void fp8_wide_add(float (&acc)[64], float (&part)[64],
+                                             const float (&scale)[4], const tile_memory<C> &mem,
+                                             struct ring_place &done)
+{
+    float even[2] = {scale[0] * scale[2], scale[1] * scale[2]};
+    float odd[2] = {scale[0] * scale[3], scale[1] * scale[3]};
+
+    wgmma_hold(part);
+    if (threadIdx.x % 32 == 0)
+        mbar_arrive(mem.empty + 8 * done.stage);
+    done.template advance<C>();
+#pragma unroll
+    for (int i = 0; i < 64; i++) /* 8 columns of gate, 8 of up, ... */
+        acc[i] = fmaf(part[i], i & 4 ? odd[i >> 1 & 1] : even[i >> 1 & 1], acc[i]);
+}
+
+/* Two steps' products are under way in turn: one's are added up while the other's are multiplied.
+ */
 template <class C>
 __device__ __forceinline__ void fp8_wide_multiply(float (&acc)[64], const tile_memory<C> &mem,
                                                   struct fp8_wide_scales &scales,
                                                   struct ring_place &at, int steps, int group)
 {
-    float part[64], x[2], w[2];
+    float first[64], second[64], s1[4], s2[4];
+    struct ring_place done = at;
+    int s = 0;
 
-    scales.next(x, w);
-    for (int s = 0; s < steps; s++) {
-        uint32_t base = mem.ring + at.stage * C::STAGE_BYTES;
-        uint64_t a = wgmma_desc(base + group * C::BOX_BYTES / 2, 16, 1024, SWIZZLE_128);
-        uint64_t b = wgmma_desc(base + C::BOX_BYTES, 16, 1024, SWIZZLE_128);
-        float even[2] = {x[0] * w[0], x[1] * w[0]}, odd[2] = {x[0] * w[1], x[1] * w[1]};
-
-        ring_wait(mem.full + 8 * at.stage, at.parity);
-        wgmma_hold(part);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < FP8_WIDE / 32; k++)
-            fp8_wgmma(part, a + k * 2, b + k * 2, k > 0);
-        wgmma_commit();
-        if (s + 1 < steps)
-            scales.next(x, w);
+    fp8_wide_issue<C>(first, s1, mem, scales, at, group);
+    for (; s + 2 < steps; s += 2) {
+        fp8_wide_issue<C>(second, s2, mem, scales, at, group);
+        wgmma_wait<1>();
+        fp8_wide_add<C>(acc, first, s1, mem, done);
+        fp8_wide_issue<C>(first, s1, mem, scales, at, group);
+        wgmma_wait<1>();
+        fp8_wide_add<C>(acc, second, s2, mem, done);
+    }
+    if (s + 2 == steps) {
+        fp8_wide_issue<C>(second, s2, mem, scales, at, group);
+        wgmma_wait<1>();
+        fp8_wide_add<C>(acc, first, s1, mem, done);
         wgmma_wait<0>();
-        wgmma_hold(part);
-        if (threadIdx.x % 32 == 0)
-            mbar_arrive(mem.empty + 8 * at.stage);
-        at.template advance<C>();
-#pragma unroll
-        for (int i = 0; i < 64; i++) /* 8 columns of gate, 8 of up, ... */
-            acc[i] = fmaf(part[i], i & 4 ? odd[i >> 1 & 1] : even[i >> 1 & 1], acc[i]);
+        fp8_wide_add<C>(acc, second, s2, mem, done);
+    } else {
+        wgmma_wait<0>();
+        fp8_wide_add<C>(acc, first, s1, mem, done);
     }
 }
 

@@ -91,6 +91,34 @@ __device__ __forceinline__ void pass_pairs(tile_tables &tab, uint16_t *base, con
     }
 }
 
+/* The tables of at most 32 pairs, of which no expert has more than fill a tile: a thread waits for
+ * nothing but the ids. */
+template <int N>
+__device__ __forceinline__ void tables_of_few(tile_tables &tab, const tile_routing &r, int pairs,
+                                              int row_tiles)
+{
+    int tid = threadIdx.x, lane = tid % 32, slots = r.top_k + r.shared, place = 0;
+    int mine = lane < pairs ? load_routing(r.ids + lane) : -1;
+    unsigned same = __match_any_sync(~0u, mine);
+    unsigned firsts = __ballot_sync(~0u, mine >= 0 && !(same & ((1u << lane) - 1)));
+
+    for (int base = 0; base <= r.experts; base += N) {
+        int e = base + tid, places = 0, tiles = 0;
+        for (int p = 0; p < pairs; p++) {
+            int id = __shfl_sync(~0u, mine, p);
+            places += id >= 0 && id < e;
+            tiles += (firsts >> p & 1) && id < e;
+            place += base == 0 && id >= 0 && (id < mine || (id == mine && p < lane));
+        }
+        if (e <= r.experts) {
+            tab.first[e] = places;
+            tab.tile_start[e] = tiles * row_tiles;
+        }
+    }
+    if (tid < 32 && mine >= 0)
+        tab.list[place] = (uint16_t)(lane / r.top_k * slots + lane % r.top_k);
+}
+
 /* Sorts the batch's pairs by expert: all N math threads. m * top_k <= MOE_SMALL_PAIRS. */
 template <int N>
 __device__ __forceinline__ void tables_from_ids(tile_tables &tab, const tile_routing &r, int m,
@@ -102,6 +130,10 @@ __device__ __forceinline__ void tables_from_ids(tile_tables &tab, const tile_rou
     int share = (pairs + N - 1) / N * 32;
     int first = min(warp * share, pairs), end = min(first + share, pairs);
 
+    if (pairs <= 32 && m <= bn) {
+        tables_of_few<N>(tab, r, pairs, row_tiles);
+        return;
+    }
     for (int i = tid; i < WARPS * MOE_MAX_EXPERTS; i += N)
         tab.base[i / MOE_MAX_EXPERTS][i % MOE_MAX_EXPERTS] = 0;
     named_sync(8, N);
@@ -136,6 +168,10 @@ __device__ __forceinline__ void tables_from_ranges(tile_tables &tab, const tile_
     for (int e = tid; e < r.experts; e += N)
         tab.first[e] = load_routing(r.ranges + e + 1) - load_routing(r.ranges + e);
     named_sync(8, N);
-    if (tid < 32)
-        scan_counts(tab, r.experts, row_tiles, bn, tid);
+    if (tid >= 32)
+        return;
+    scan_counts(tab, r.experts, row_tiles, bn, tid);
+    __syncwarp();
+    for (int e = tid, base = load_routing(r.ranges); e <= r.experts; e += 32)
+        tab.first[e] += base;
 }

@@ -90,7 +90,7 @@ __device__ void stream_copy(const tile_params &p, const stream_memory<C> &mem, i
     struct ring_place at = {0, 1};
     int early = 0;
 
-    if (!p.next_late)
+    if (p.next_late == NEXT_AT_ONCE)
         launch_next();
     if (C::MODE != TILE_DENSE && known)
         named_sync(9, C::MATH + 32); /* the tables */
@@ -102,7 +102,7 @@ __device__ void stream_copy(const tile_params &p, const stream_memory<C> &mem, i
         if (lane == 0)
             stream_weights<C>(p, mem, ahead.w, ahead.step, early);
     launch_wait();
-    if (p.next_late)
+    if (p.next_late == NEXT_WAITED)
         launch_next();
     if (C::MODE != TILE_DENSE && !known) {
         named_sync(9, C::MATH + 32);
@@ -127,6 +127,8 @@ __device__ void stream_copy(const tile_params &p, const stream_memory<C> &mem, i
         if (walk.next() && walk.more())
             row = stream_row<C>(p, mem.tables, walk.w, lane);
     }
+    if (p.next_late == NEXT_ASKED)
+        launch_next();
 }
 
 __device__ __forceinline__ void mma_16816(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,

@@ -74,6 +74,12 @@ struct tile_weights {
     int64_t row_stride, z_stride;
 };
 
+/* When the next kernel may start and ask for its weights: at once; once this one waits for nothing
+ * (the next may rely on what the kernel ahead of this one wrote); or, gemm_stream.cuh alone, once
+ * all weights of this one are asked for: those of the next follow them, and fill the time until it
+ * is done. */
+enum tile_next { NEXT_AT_ONCE, NEXT_WAITED, NEXT_ASKED };
+
 struct tile_params {
     CUtensorMap a[GEMM_MAX_PARTS];   /* of the parts; with routing: [0] experts, [1] shared ones */
     CUtensorMap b;                   /* (k, head, row) */
@@ -95,7 +101,7 @@ struct tile_params {
     int32_t k_steps;
     int32_t split; /* blocks of a cluster; > 1: as many clusters as tiles */
     int32_t heads;
-    int32_t next_late; /* the next kernel may rely on what the kernel ahead of this one wrote */
+    int32_t next_late; /* an enum tile_next */
     int32_t swiglu;    /* the maps of `a` have rank 5: (k, 8, gate/up, i / 8, z) */
     int32_t swapped;   /* swiglu: bit i is 1 where map i has up before gate */
 };

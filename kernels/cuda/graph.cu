@@ -40,6 +40,7 @@ int32_t cuda_capture_begin(struct backend *be, int32_t graph)
     step->rows = step->logits = rows;
     step->n_prefill = 0;
     step->n_groups = 1;
+    step->settled = 1;
     step->groups[0] = {0, rows, 0, rows, 1};
     step->sparse = graph % kinds;
     step->sparse_prompt = 0;

@@ -1,7 +1,8 @@
 /* Launching a kernel so that it may start before the one ahead of it is done (programmatic
  * dependent launch). Such a kernel must call launch_wait() (ptx.cuh) before it touches what earlier
  * kernels wrote or read; everything ahead is complete then. launch_next() lets the next kernel
- * start: early is well, since that one waits too. */
+ * start: early is well, since that one waits too; but where it asks for much memory meanwhile, once
+ * this kernel has asked for its own. */
 #pragma once
 
 #include <cuda_runtime.h>

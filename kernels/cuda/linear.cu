@@ -67,7 +67,7 @@ void cuda_linear(struct backend *be, struct tensor x, const struct linear_part *
         cuda_router(cu, x, parts);
         return;
     }
-    if (normalised && !fp8) {
+    if (normalised) {
         wait->norm = 0;
         args.norm = cuda_f32(&wait->weight);
         args.normalised = cuda_bf16(&x);

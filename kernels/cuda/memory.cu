@@ -2,6 +2,7 @@
  * streams, so that several can at once, and wait for their copy. */
 #include "kernels/cuda/backend.cuh"
 #include "kernels/cuda/gemm_fp8.h"
+#include "kernels/cuda/moe_int4.h"
 #include "kernels/random_fill.h"
 extern "C" {
 #include "kernels/widen.h"
@@ -73,13 +74,40 @@ static int alloc_fp8(struct cuda_backend *cu, struct tensor *dst, struct tensor 
     return 0;
 }
 
+static int64_t count_groups(const struct tensor *t)
+{
+    return tensor_elements(t) / I4_GROUP;
+}
+
+static int alloc_int4(struct cuda_backend *cu, struct tensor *dst, struct tensor t,
+                      struct error *err)
+{
+    static_assert((int)I4_GROUP == (int)INT4_GROUP, "the kernels' groups are the tensors'");
+    ASSERT(t.rank == 3 && t.shape[2] % 128 == 0 && t.shape[1] % 8 == 0);
+    t.group_scales = (uint16_t *)cuda_take(cu, (size_t)count_groups(&t) * sizeof(uint16_t), false,
+                                           "a tensor's scales", err);
+    if (!t.group_scales)
+        return -1;
+    t.data = cuda_take(cu, tensor_bytes(&t) + INT4_SLACK, false, "a tensor", err);
+    if (!t.data) {
+        cudaFree(t.group_scales);
+        return -1;
+    }
+    *dst = t;
+    cu->has_int4 = 1;
+    return 0;
+}
+
 int cuda_alloc_weight(struct backend *be, struct tensor *dst, enum weight_use use,
                       enum dtype file_dtype, int rank, const int64_t *shape, struct error *err)
 {
     if (file_dtype == DTYPE_F8_E4M3)
         return alloc_fp8(cuda_backend(be), dst, shaped(DTYPE_F8_E4M3, rank, shape), err);
+    if (file_dtype == DTYPE_I4)
+        return alloc_int4(cuda_backend(be), dst, shaped(DTYPE_I4, rank, shape), err);
     if (file_dtype != DTYPE_F32 && file_dtype != DTYPE_BF16 && file_dtype != DTYPE_F16)
-        return error_set(err, "the CUDA backend takes weights in F32, BF16, F16 or F8_E4M3 only");
+        return error_set(err,
+                         "the CUDA backend takes weights in F32, BF16, F16, F8_E4M3 or I4 only");
     return take(cuda_backend(be), dst,
                 shaped(use == WEIGHT_EXACT ? DTYPE_F32 : DTYPE_BF16, rank, shape), false, err);
 }
@@ -100,8 +128,11 @@ void cuda_release(struct backend *be, struct tensor *t)
         CUDA_CHECK(cuda_backend(be), cudaFree(t->data));
     if (t->scales)
         CUDA_CHECK(cuda_backend(be), cudaFree(t->scales));
+    if (t->group_scales)
+        CUDA_CHECK(cuda_backend(be), cudaFree(t->group_scales));
     t->data = NULL;
     t->scales = NULL;
+    t->group_scales = NULL;
 }
 
 static int copy_in(struct cuda_backend *cu, void *dst, const void *src, size_t bytes,
@@ -150,15 +181,16 @@ static int upload_converted(struct cuda_backend *cu, struct tensor *dst, int64_t
     return rc;
 }
 
-/* Whole rows of FP8, which are put in the order of the products once they are there. */
-static int upload_fp8(struct cuda_backend *cu, char *dst, const struct tensor *host,
-                      struct error *err)
+/* Whole rows of FP8 or INT4, which are put in the order of the products once they are there. */
+static int upload_rows(struct cuda_backend *cu, char *dst, const struct tensor *host,
+                       struct error *err)
 {
-    int64_t bytes = tensor_elements(host);
-
-    if (copy_in(cu, dst, host->data, (size_t)bytes, err))
+    if (copy_in(cu, dst, host->data, tensor_bytes(host), err))
         return -1;
-    cuda_check_launch(cu, fp8_reorder(dst, bytes, cudaStreamPerThread), "fp8_reorder");
+    cuda_check_launch(cu,
+                      (host->dtype == DTYPE_I4 ? int4_reorder : fp8_reorder)(
+                          dst, tensor_elements(host), cudaStreamPerThread),
+                      "a weight's order");
     CUDA_CHECK(cu, cudaStreamSynchronize(cudaStreamPerThread));
     return cuda_report(cu, err);
 }
@@ -170,8 +202,9 @@ int cuda_upload(struct backend *be, struct tensor *dst, int64_t first, const str
 
     ASSERT(first >= 0 && first + tensor_elements(host) <= tensor_elements(dst));
     ASSERT(dst->dtype == DTYPE_BF16 || dst->dtype == DTYPE_F32 || dst->dtype == host->dtype);
-    if (dst->dtype == DTYPE_F8_E4M3)
-        return upload_fp8(cu, (char *)dst->data + first, host, err);
+    if (dst->dtype == DTYPE_F8_E4M3 || dst->dtype == DTYPE_I4)
+        return upload_rows(cu, (char *)dst->data + dtype_bytes(dst->dtype, (uint64_t)first), host,
+                           err);
     if (host->dtype == dst->dtype)
         return copy_in(cu, (char *)dst->data + (size_t)first * dtype_size(dst->dtype), host->data,
                        tensor_bytes(host), err);
@@ -197,6 +230,22 @@ __global__ void fill_fp8(__nv_fp8_e4m3 *out, int64_t n, float *scales, int64_t n
         scales[i] = scale / 64;
 }
 
+/* Numbers of deviation 2.7, which the scale makes `scale`. */
+__global__ void fill_int4(uint8_t *out, int64_t bytes, bf16 *scales, int64_t n_scales,
+                          uint64_t seed, float scale)
+{
+    int64_t first = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
+    int64_t step = (int64_t)gridDim.x * blockDim.x;
+
+    for (int64_t i = first; i < bytes; i += step) {
+        int low = __float2int_rn(random_fill_at(seed, 2 * (uint64_t)i) * 2.7f);
+        int high = __float2int_rn(random_fill_at(seed, 2 * (uint64_t)i + 1) * 2.7f);
+        out[i] = (uint8_t)(min(max(low, -8), 7) + 8 + (min(max(high, -8), 7) + 8) * 16);
+    }
+    for (int64_t i = first; i < n_scales; i += step)
+        scales[i] = (bf16)(scale / 2.7f);
+}
+
 int cuda_fill_random(struct backend *be, struct tensor *dst, uint64_t seed, float scale,
                      struct error *err)
 {
@@ -209,6 +258,9 @@ int cuda_fill_random(struct backend *be, struct tensor *dst, uint64_t seed, floa
     else if (dst->dtype == DTYPE_F8_E4M3)
         fill_fp8<<<grid, FILL_THREADS, 0, cu->stream>>>((__nv_fp8_e4m3 *)dst->data, n, dst->scales,
                                                         count_scales(dst), seed, scale);
+    else if (dst->dtype == DTYPE_I4)
+        fill_int4<<<grid, FILL_THREADS, 0, cu->stream>>>(
+            (uint8_t *)dst->data, n / 2, (bf16 *)dst->group_scales, count_groups(dst), seed, scale);
     else
         fill<<<grid, FILL_THREADS, 0, cu->stream>>>(cuda_f32(dst), n, seed, scale);
     if (CUDA_CHECK(cu, cudaGetLastError()))

@@ -142,7 +142,7 @@ int gate_up(const struct moe_args *a, void *hidden, cudaStream_t stream)
 
     common_params(&p, a);
     p.part[0] = {hidden, nullptr, nullptr, a->i, a->i, 0, 0};
-    p.next_late = 1; /* `down` reads the routing early */
+    p.next_late = NEXT_WAITED; /* `down` reads the routing early */
     return launch(p, w, {a->x, a->x_stride, a->m, a->d}, a->batch_invariant, stream);
 }
 

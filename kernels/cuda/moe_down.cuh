@@ -69,7 +69,6 @@ __device__ void down_copy(const down_params &d, const stream_memory<C> &mem, int
     struct ring_place at = {0, 1};
     int slots = d.p.routing.top_k + d.p.routing.shared, early = 0, pair = 0;
 
-    launch_next();
     named_sync(9, C::TABLE_THREADS);
     down_walk<C> ahead(d, *mem.tables);
     for (; early < C::STAGES && ahead.more(); early++, ahead.next())
@@ -96,6 +95,7 @@ __device__ void down_copy(const down_params &d, const stream_memory<C> &mem, int
         if (walk.next() && walk.more() && lane < walk.w.tokens)
             pair = tile_pair(d.p, *mem.tables, walk.w, lane);
     }
+    launch_next(); /* as NEXT_ASKED */
 }
 
 /* total += weight * sum, for this thread's columns that the expert has. */

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/gemm_fp8_stream.cuh"
 #include "kernels/cuda/gemm_fp8_tile.cuh"
+#include "kernels/cuda/moe_few.cuh"
 #include "kernels/cuda/moe_fp8_internal.h"
 
 #include <string.h>
@@ -80,6 +81,7 @@ int launch_tiles(fp8_params &f, const tile_weights *w, const tokens &x, int expe
     tile_params &p = f.tile;
     int columns = C::GROUPS * TILE_ROWS / (w[0].up ? 2 : 1), blocks = gemm_processors();
 
+    p.k = x.k;
     p.k_steps = f.k_blocks;
     p.rows = x.x;
     p.row_bytes = 2 * x.stride;
@@ -135,7 +137,7 @@ int gate_up(const struct moe_fp8_args *args, void *hidden, cudaStream_t stream)
 
     common_params(&f, a);
     f.tile.part[0] = {hidden, nullptr, nullptr, a->i, a->i, 0, 0};
-    f.tile.next_late = 1; /* `down` reads the routing early */
+    f.tile.next_late = NEXT_WAITED; /* `down` reads the routing early */
     f.scales[0] = {args->gate_up.scales, args->gate_up.up_scales, blocks, a->d / FP8_BLOCK};
     f.scales[1] = {args->shared_gate_up.scales, args->shared_gate_up.up_scales, blocks,
                    a->d / FP8_BLOCK};
@@ -165,13 +167,15 @@ int down(const struct moe_fp8_args *args, const void *hidden, void *y, cudaStrea
 int few_rows(const struct moe_fp8_args *args, cudaStream_t stream)
 {
     const struct moe_args *a = &args->moe;
-    struct moe_layout at =
-        moe_layout(a->workspace, a->m, a->d, a->i, a->experts, a->top_k, a->shared);
-    int status = gate_up(args, at.hidden, stream);
+    struct moe_fp8_layout at =
+        moe_fp8_layout(a->workspace, a->m, a->d, a->i, a->experts, a->top_k, a->shared);
 
+    if (few_serves(a))
+        return moe_fp8_few(args, at.moe.hidden, at.counters, stream);
+    int status = gate_up(args, at.moe.hidden, stream);
     if (!status)
-        status = down(args, at.hidden, at.y, stream);
-    return status ? status : moe_combine(a, at.y, nullptr, a->shared, stream);
+        status = down(args, at.moe.hidden, at.moe.y, stream);
+    return status ? status : moe_combine(a, at.moe.y, nullptr, a->shared, stream);
 }
 
 } // namespace

@@ -1,5 +1,6 @@
 /* moe.h's experts with weights that stay FP8: see gemm_fp8.h for their form and the two
- * arithmetics. d and i are multiples of 128. */
+ * arithmetics. d and i are multiples of 128. A row's bits change, besides where moe.h says, where m
+ * passes 4, or less where moe_few.cuh has no room for so many. */
 #pragma once
 
 #include "kernels/cuda/gemm_fp8.h"
@@ -17,7 +18,9 @@ struct moe_fp8_args {
 };
 int moe_fp8_experts(const struct moe_fp8_args *args, gemm_stream stream);
 
-/* Bytes of workspace for every call with at most max_m rows. */
+/* Bytes of workspace for every call with at most max_m rows. The first MOE_FP8_COUNTERS of them
+ * must be zero before the first call, and are so again after each. */
+enum { MOE_FP8_COUNTERS = 256 };
 size_t moe_fp8_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32_t top_k,
                          int32_t shared);
 

@@ -53,5 +53,18 @@ int moe_combine(const struct moe_args *a, const void *y, const int32_t *places, 
  * then ranges[expert] + bases[pair / MOE_SORT_PAIRS][expert] + ranks[pair]. */
 int moe_sort(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream);
 
-/* moe_experts for many rows. */
+/* Where many rows find the experts' weights, if not at a->gate, up and down: some experts at a
+ * time, widened by this. Work that writes them must be done when the next kernel begins, not when
+ * it waits. */
+struct moe_source {
+    const void *of;
+    int32_t at_once; /* experts */
+    int (*gate_up)(const void *of, int first, int n, const void **gate, const void **up,
+                   cudaStream_t stream);
+    int (*down)(const void *of, int first, int n, const void **down, cudaStream_t stream);
+};
+
+/* moe_experts for many rows. source NULL: none. */
+int moe_sorted_from(const struct moe_args *a, const struct moe_layout *at,
+                    const struct moe_source *source, cudaStream_t stream);
 int moe_sorted(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream);

@@ -1,4 +1,6 @@
 /* Puts the chunks of a row together and settles its token: see sample.cuh. A warp a row. */
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample_math.cuh"
 
 #include <stddef.h>
@@ -34,6 +36,8 @@ __global__ void finish_kernel(const sample_args a)
 {
     const int r = blockIdx.x * ROWS + threadIdx.y;
 
+    launch_next();
+    launch_wait();
     if (r >= a.n_rows)
         return;
     const sample_row &row = a.rows[r];
@@ -79,8 +83,8 @@ __global__ void finish_kernel(const sample_args a)
 
 cudaError_t sample_finish_launch(const struct sample_args *args, cudaStream_t stream)
 {
-    finish_kernel<<<(args->n_rows + ROWS - 1) / ROWS, dim3(32, ROWS), 0, stream>>>(*args);
-    return cudaGetLastError();
+    return launch_early(finish_kernel, dim3((unsigned)(args->n_rows + ROWS - 1) / ROWS),
+                        dim3(32, ROWS), 0, stream, *args);
 }
 
 cudaError_t sample_launch(const struct sample_args *args, cudaStream_t stream)

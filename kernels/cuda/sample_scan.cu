@@ -1,5 +1,7 @@
 /* The pass over the logits that every row takes: see sample.cuh. A block has SAMPLE_CHUNK logits of
  * a row, 8 a thread. */
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample_math.cuh"
 
 enum { THREADS = 256, EACH = SAMPLE_CHUNK / THREADS };
@@ -120,6 +122,8 @@ __global__ void __launch_bounds__(THREADS) scan_kernel(const sample_args a)
     const sample_row &row = a.rows[r];
     float l[EACH];
 
+    launch_next();
+    launch_wait();
     for (int i = 0; i < EACH; i += 4) {
         float4 in =
             make_float4(-SAMPLE_INFINITY, -SAMPLE_INFINITY, -SAMPLE_INFINITY, -SAMPLE_INFINITY);
@@ -161,6 +165,6 @@ __global__ void __launch_bounds__(THREADS) scan_kernel(const sample_args a)
 
 cudaError_t sample_scan_launch(const struct sample_args *args, cudaStream_t stream)
 {
-    scan_kernel<<<dim3(args->n_chunks, args->n_rows), THREADS, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return launch_early(scan_kernel, dim3((unsigned)args->n_chunks, (unsigned)args->n_rows),
+                        dim3(THREADS), 0, stream, *args);
 }

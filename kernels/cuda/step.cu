@@ -136,6 +136,7 @@ static int32_t put_spans(struct cuda_backend *cu, struct step_image *image,
     struct cuda_step *step = &cu->step;
     int32_t room = cu->absorb_rows > 0 ? cu->absorb_rows : cu->limits.max_rows;
 
+    step->settled &= seq->n_rows == 1;
     for (int32_t row = 0; row < seq->n_rows;) {
         struct decode_group *g = step->n_groups ? &step->groups[step->n_groups - 1] : NULL;
         int32_t at = seq->first_row + row;
@@ -237,6 +238,7 @@ static size_t put_batch(struct cuda_backend *cu, char *host, const struct batch 
 
     step->n_groups = step->n_prefill = step->prefill_max_q_len = 0;
     step->sparse_prompt = 0;
+    step->settled = 1;
     *image.n_rows = batch->n_rows;
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const struct batch_seq *seq = &batch_seqs(batch)[s];

@@ -1,7 +1,0 @@
-/* The decode kernel for up to 16 query rows a tile: bf16 cache. */
-#include "kernels/cuda/mla_few_merge.cuh"
-
-mla_few::variant mla_few::find_bf16(int latent_dim, int rope_dim)
-{
-    return find<16, MLA_KV_BF16>(latent_dim, rope_dim);
-}

@@ -1,0 +1,643 @@
+/* The experts for a few rows of x in one launch, where nothing counts but reading the weights.
+ *
+ * Every block makes the list of the experts that are wanted: the shared ones first, whose weights
+ * are asked for before the routing is known, then the others in rising order. Blocks share the
+ * tiles of gate and up (8 rows of either) of the list evenly, write what comes of them to `hidden`,
+ * and count the tiles of each expert that are done. FEW_LAG experts later, when all of an expert's
+ * tiles are counted, its rows of hidden are fetched, multiplied by the 16 rows of down that are a
+ * block's own, and added to the sum over the experts. The ring of weights runs on from the one
+ * product into the other, so the memory is idle only at the beginning and at the end.
+ *
+ * All blocks must be on the GPU at once, one on a multiprocessor; nothing before them waits for
+ * anything after, so they will be. Counters are zero again at the end.
+ *
+ * Roles: two groups of 8 warps multiply, every other step (16 rows by 16 KB) each, a warp its part
+ * of k; one warp copies weights to the ring; one makes the list and fetches x, then hidden; two add
+ * up the warps' sums and store, every other tile each: to count a tile takes as long as to fetch
+ * one. Tokens rest in shared memory: every product is with all rows of x at once, up to 8 columns
+ * of a matrix operation, and those of rows that did not choose the expert are left out.
+ *
+ * Routed and shared experts may have weights in different formats, R and S (moe_few_formats.cuh). A
+ * format has
+ *   STEP_K, WARP_K    k of a step, and of a warp's part of it
+ *   SCALE_BYTES       of a step
+ *   scales            where they are
+ *   fetch_scales      asks for those of a step: a warp, by cp.async
+ *   token_row, token_bytes  whose part of what token a lane reads
+ *   multiply          a warp's part of a step */
+#pragma once
+
+#include "kernels/cuda/gemm_stream.cuh"
+#include "kernels/cuda/moe_internal.h"
+
+enum {
+    FEW_ROWS = 4,   /* of x */
+    FEW_PAIRS = 32, /* of a row and an expert */
+    FEW_LIST = FEW_PAIRS + MOE_MAX_SLOTS,
+    FEW_WARPS = 8, /* of a group */
+    FEW_MATH = 2 * FEW_WARPS,
+    FEW_STORE = FEW_MATH,     /* two warps that store */
+    FEW_FETCH = FEW_MATH + 2, /* list, x, hidden */
+    FEW_COPY = FEW_MATH + 3,  /* weights */
+    FEW_THREADS = (FEW_MATH + 4) * 32,
+    FEW_LAG = 4,     /* experts between the product of gate and up and that of down */
+    FEW_STAGES = 12, /* at most */
+    FEW_STEP_BYTES = 16384,
+    FEW_PITCH = 20, /* floats of a token's sums; 4 more than 16: no bank conflicts */
+    FEW_SUMS = FEW_MATH * FEW_ROWS * FEW_PITCH,
+    FEW_TOKEN_BYTES = 112 * 1024, /* at most */
+};
+
+enum few_matrix { FEW_GATE, FEW_UP, FEW_DOWN };
+
+template <class R, class S> struct few_params {
+    CUtensorMap matrices[2][3]; /* experts', the shared ones'; by few_matrix */
+    typename R::scales routed[3];
+    typename S::scales shared_scales[3];
+    const char *x;
+    const int32_t *ids;
+    const float *weights;
+    __nv_bfloat16 *hidden; /* (places, i) */
+    uint32_t *counters;    /* (FEW_LIST) tiles done; one more: blocks that are done counting */
+    const __nv_bfloat16 *residual;
+    __nv_bfloat16 *out;
+    int64_t x_stride, out_stride;
+    int32_t m, d, i, top_k, shared, stages, token_bytes;
+    int32_t gate_steps[2], down_steps[2]; /* of a tile, by the format */
+    int32_t gate_tiles, down_tiles;       /* of an expert; of the output */
+};
+
+/* What every block knows of the routing. A row's place among the rows of hidden; -1: none. */
+struct few_list {
+    int32_t n;
+    int32_t expert[FEW_LIST];
+    int16_t place[FEW_LIST][FEW_ROWS];
+    float weight[FEW_LIST][FEW_ROWS];
+};
+
+struct few_bars {
+    uint64_t full[FEW_STAGES], empty[FEW_STAGES];
+    uint64_t summed[2], read[2]; /* the two places of sums */
+    uint64_t listed, x_there;
+    uint64_t hidden[FEW_LIST];
+};
+
+template <class R, class S> struct few_memory {
+    enum {
+        SCALE_BYTES =
+            (int)R::SCALE_BYTES > (int)S::SCALE_BYTES ? (int)R::SCALE_BYTES : (int)S::SCALE_BYTES
+    };
+    char *ring, *tokens;
+    char *scales; /* (stages) of SCALE_BYTES */
+    float *sums;  /* two of FEW_SUMS */
+    struct few_list *list;
+    struct few_bars *bars;
+
+    __device__ few_memory(char *raw, int stages, int token_bytes)
+    {
+        ring = raw + ((1024 - (smem_u32(raw) & 1023)) & 1023);
+        scales = ring + stages * FEW_STEP_BYTES;
+        tokens = scales + stages * SCALE_BYTES;
+        sums = (float *)(tokens + token_bytes);
+        bars = (struct few_bars *)(sums + 2 * FEW_SUMS);
+        list = (struct few_list *)(bars + 1);
+    }
+
+    __device__ uint32_t full(int stage) const
+    {
+        return smem_u32(&bars->full[stage]);
+    }
+
+    __device__ uint32_t empty(int stage) const
+    {
+        return smem_u32(&bars->empty[stage]);
+    }
+};
+
+static inline size_t few_fixed_bytes()
+{
+    return 1024 + 2 * FEW_SUMS * sizeof(float) + sizeof(struct few_bars) + sizeof(struct few_list);
+}
+
+/* Where a warp is in a ring of `stages`, and how many steps it has seen. */
+struct few_place {
+    int32_t stage, stages, count;
+    uint32_t parity;
+
+    __device__ void advance()
+    {
+        count++;
+        if (++stage == stages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+/* A walk over this block's tiles of gate and up: the expert's place in the list, and its tile. */
+struct few_walk {
+    int32_t entry, tile, tiles;
+
+    __device__ few_walk(int n_tiles) : entry(0), tile((int)blockIdx.x), tiles(n_tiles)
+    {
+        wrap();
+    }
+
+    __device__ void wrap()
+    {
+        while (tile >= tiles) {
+            tile -= tiles;
+            entry++;
+        }
+    }
+
+    __device__ void next()
+    {
+        tile += (int)gridDim.x;
+        wrap();
+    }
+};
+
+/* The first of a block's tiles of 16 columns: the last blocks have less of gate and up. */
+__device__ __forceinline__ int few_column_tile()
+{
+    return (int)gridDim.x - 1 - (int)blockIdx.x;
+}
+
+/* One arrival at `bar` when this thread's copies so far are done; counted when it was set up. */
+__device__ __forceinline__ void few_copied(uint32_t bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+
+/* ---- weights --------------------------------------------------------------------------------- */
+
+template <class R, class S> struct few_copier {
+    const few_params<R, S> &p;
+    const few_memory<R, S> &mem;
+    struct few_place at;
+    int lane;
+
+    /* One step: of gate and up, or of down. part 1: shared. */
+    __device__ __forceinline__ void step(int part, int z, int tile, int step, bool gated)
+    {
+        const CUtensorMap *weights = p.matrices[part];
+        uint32_t dst = smem_u32(mem.ring + at.stage * FEW_STEP_BYTES), bar = mem.full(at.stage);
+        char *scales = mem.scales + at.stage * few_memory<R, S>::SCALE_BYTES;
+        int row = tile * (gated ? 8 : 16), block = step * FEW_WARPS;
+
+        if (at.count >= at.stages)
+            ring_wait(mem.empty(at.stage), at.parity);
+        if (lane == 0) {
+            mbar_arrive_expect(bar, FEW_STEP_BYTES);
+            tma_load_4d(dst, &weights[gated ? FEW_GATE : FEW_DOWN], bar, 0, row, block, z,
+                        TMA_EVICT_FIRST);
+            if (gated)
+                tma_load_4d(dst + FEW_STEP_BYTES / 2, &weights[FEW_UP], bar, 0, row, block, z,
+                            TMA_EVICT_FIRST);
+        }
+        if (part)
+            S::fetch_scales(scales, p.shared_scales, gated, z, row, block, lane);
+        else
+            R::fetch_scales(scales, p.routed, gated, z, row, block, lane);
+        few_copied(bar);
+        at.advance();
+    }
+};
+
+template <class R, class S>
+__device__ void few_copy(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
+{
+    few_copier<R, S> to = {p, mem, {0, p.stages, 0, 1}, lane};
+    few_walk walk(p.gate_tiles);
+    int n = p.shared; /* as far as is known */
+    bool known = false;
+    auto down = [&](int tile, int e) {
+        int part = e < p.shared, z = part ? e : mem.list->expert[e];
+        for (int s = 0; s < p.down_steps[part]; s++)
+            to.step(part, z, tile, s, false);
+    };
+
+    launch_next();
+    for (int e = 0; e < n + FEW_LAG || !known; e++) {
+        if (e >= n && !known) {
+            ring_wait(smem_u32(&mem.bars->listed), 0);
+            known = true;
+            n = mem.list->n;
+        }
+        for (; e < n && walk.entry == e; walk.next()) {
+            int part = e < p.shared, z = part ? e : mem.list->expert[e];
+            for (int s = 0; s < p.gate_steps[part]; s++)
+                to.step(part, z, walk.tile, s, true);
+        }
+        if (e >= FEW_LAG && e < n + FEW_LAG && few_column_tile() < p.down_tiles)
+            down(few_column_tile(), e - FEW_LAG);
+    }
+    for (int tile = few_column_tile() + gridDim.x; tile < p.down_tiles; tile += gridDim.x)
+        for (int e = 0; e < n; e++)
+            down(tile, e);
+}
+
+/* ---- list, x, hidden ------------------------------------------------------------------------- */
+
+/* A warp. Lane l has pair l: row l / top_k. */
+template <class R, class S>
+__device__ void few_make_list(const few_params<R, S> &p, struct few_list *list, int lane)
+{
+    int pairs = p.m * p.top_k, e = -1, rank = 0;
+    float weight = 0;
+
+    for (int i = lane; i < FEW_LIST * FEW_ROWS; i += 32)
+        list->place[i / FEW_ROWS][i % FEW_ROWS] = -1;
+    if (lane < pairs) {
+        e = load_routing(p.ids + lane);
+        weight = __int_as_float(load_routing((const int32_t *)p.weights + lane));
+    }
+    __syncwarp();
+    unsigned same = __match_any_sync(~0u, e);
+    unsigned leaders = __ballot_sync(~0u, e >= 0 && __ffs(same) - 1 == lane);
+    for (unsigned left = leaders; left; left &= left - 1)
+        rank += __shfl_sync(~0u, e, __ffs(left) - 1) < e;
+    if (e >= 0) {
+        list->expert[p.shared + rank] = e;
+        list->place[p.shared + rank][lane / p.top_k] = (int16_t)(p.shared * p.m + lane);
+        list->weight[p.shared + rank][lane / p.top_k] = weight;
+    }
+    for (int i = lane; i < p.shared * p.m; i += 32) {
+        list->place[i / p.m][i % p.m] = (int16_t)i;
+        list->weight[i / p.m][i % p.m] = 1.0f;
+    }
+    if (lane == 0)
+        list->n = p.shared + __popc(leaders);
+    __syncwarp();
+}
+
+__device__ __forceinline__ void few_copy_row(char *to, const char *from, int bytes, int lane)
+{
+    for (int at = lane * 16; at < bytes; at += 512)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_u32(to + at)),
+                     "l"(from + at)
+                     : "memory");
+}
+
+/* Waits until *counter is `want`. */
+__device__ __forceinline__ void few_poll(const uint32_t *counter, uint32_t want)
+{
+    long long start = clock64();
+    uint32_t v;
+
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(counter) : "memory");
+        if (clock64() - start > 8000000000ll)
+            __trap();
+    } while (v < want);
+}
+
+template <class R, class S>
+__device__ void few_fetch(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
+{
+    struct few_list *list = mem.list;
+
+    launch_wait();
+    for (int r = 0; r < p.m; r++)
+        few_copy_row(mem.tokens + r * stream_pitch(p.d), p.x + r * p.x_stride, 2 * p.d, lane);
+    few_copied(smem_u32(&mem.bars->x_there));
+    few_make_list(p, list, lane);
+    if (lane == 0)
+        mbar_arrive(smem_u32(&mem.bars->listed));
+    int n = list->n;
+    bool mine = few_column_tile() < p.down_tiles;
+    for (int e = 0; mine && e < n; e++) {
+        if (lane == 0)
+            few_poll(p.counters + e, (uint32_t)p.gate_tiles);
+        __syncwarp();
+        for (int r = 0; r < p.m; r++) {
+            int place = list->place[e][r];
+            if (place >= 0)
+                few_copy_row(mem.tokens + p.m * stream_pitch(p.d) + place * stream_pitch(p.i),
+                             (const char *)(p.hidden + (int64_t)place * p.i), 2 * p.i, lane);
+        }
+        few_copied(smem_u32(&mem.bars->hidden[e]));
+    }
+    if (lane == 0 && atomicAdd(p.counters + FEW_LIST, 1) == gridDim.x - 1) {
+        for (int e = 0; e < n; e++) /* nobody reads them any more */
+            p.counters[e] = 0;
+        p.counters[FEW_LIST] = 0;
+    }
+}
+
+/* ---- products -------------------------------------------------------------------------------- */
+
+/* sum += this warp's part of a tile's steps. `row`: what a lane's row of tokens is. The groups have
+ * every other step, the first of them by the parity of `turn`, which is the tile's own or the
+ * expert's: so a row's sums do not depend on other rows' experts. */
+template <class F, class M, class Row>
+__device__ __forceinline__ void few_multiply(float (&sum)[4], const M &mem, struct few_place &at,
+                                             const char *rows, int k, int steps, bool gated,
+                                             int turn, Row row)
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % FEW_WARPS;
+    int group = threadIdx.x / 32 / FEW_WARPS;
+    uint32_t tokens =
+        smem_u32(rows) + row(F::token_row(lane)) * stream_pitch(k) + F::token_bytes(lane);
+
+    for (int s = 0; s < steps; s++, at.advance()) {
+        int first = s * F::STEP_K + warp * F::WARP_K;
+        if ((turn + s) % 2 != group)
+            continue;
+        ring_wait(mem.full(at.stage), at.parity);
+        if (first < k)
+            F::multiply(sum, mem.ring + at.stage * FEW_STEP_BYTES,
+                        mem.scales + at.stage * M::SCALE_BYTES, tokens + 2 * first, k - first,
+                        gated);
+        __syncwarp();
+        if (lane == 0)
+            mbar_arrive(mem.empty(at.stage));
+    }
+}
+
+/* One of the two places where the warps leave their sums. */
+struct few_turn {
+    uint32_t place, parity;
+
+    __device__ void next()
+    {
+        parity ^= place;
+        place ^= 1;
+    }
+};
+
+template <class R, class S>
+__device__ __forceinline__ void few_leave(const float (&sum)[4], const few_memory<R, S> &mem,
+                                          struct few_turn &turn)
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float *sums = mem.sums + turn.place * FEW_SUMS + warp * FEW_ROWS * FEW_PITCH;
+
+    ring_wait(smem_u32(&mem.bars->read[turn.place]), turn.parity ^ 1);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (lane % 4 * 2 < FEW_ROWS)
+            sums[(lane % 4 * 2 + i % 2) * FEW_PITCH + lane / 4 + i / 2 * 8] = sum[i];
+    __syncwarp();
+    if (lane == 0)
+        mbar_arrive(smem_u32(&mem.bars->summed[turn.place]));
+    turn.next();
+}
+
+/* A block's products, in the order in which few_copy brings the weights. */
+template <class R, class S> struct few_products {
+    const few_params<R, S> &p;
+    const few_memory<R, S> &mem;
+    struct few_place at;
+
+    __device__ __forceinline__ void gate(float (&sum)[4], int e, int tile)
+    {
+        auto row = [&](int t) { return t < p.m ? t : 0; }; /* of one that is not there: any */
+        if (e < p.shared)
+            few_multiply<S>(sum, mem, at, mem.tokens, p.d, p.gate_steps[1], true, tile, row);
+        else
+            few_multiply<R>(sum, mem, at, mem.tokens, p.d, p.gate_steps[0], true, tile, row);
+    }
+
+    __device__ __forceinline__ void down(float (&total)[4], int e)
+    {
+        const struct few_list *list = mem.list;
+        const char *hidden = mem.tokens + p.m * stream_pitch(p.d);
+        float sum[4] = {};
+        auto row = [&](int t) { /* likewise of one that has not chosen the expert */
+                                int place = t < p.m ? list->place[e][t] : -1;
+                                for (int r = 0; place < 0 && r < p.m; r++)
+                                    place = list->place[e][r];
+                                return place;
+        };
+        ring_wait(smem_u32(&mem.bars->hidden[e]), 0);
+        if (e < p.shared)
+            few_multiply<S>(sum, mem, at, hidden, p.i, p.down_steps[1], false, e, row);
+        else
+            few_multiply<R>(sum, mem, at, hidden, p.i, p.down_steps[0], false, list->expert[e],
+                            row);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int column = threadIdx.x % 4 * 2 + i % 2;
+            if (column < p.m && list->place[e][column] >= 0)
+                total[i] = fmaf(list->weight[e][column], sum[i], total[i]);
+        }
+    }
+};
+
+template <class R, class S>
+__device__ void few_math(const few_params<R, S> &p, const few_memory<R, S> &mem)
+{
+    few_products<R, S> products = {p, mem, {0, p.stages, 0, 0}};
+    struct few_turn turn = {0, 0};
+    few_walk walk(p.gate_tiles);
+    bool mine = few_column_tile() < p.down_tiles;
+    float total[4] = {};
+
+    ring_wait(smem_u32(&mem.bars->listed), 0);
+    ring_wait(smem_u32(&mem.bars->x_there), 0);
+    int n = mem.list->n;
+    for (int e = 0; e < n + FEW_LAG; e++) {
+        for (; e < n && walk.entry == e; walk.next()) {
+            float sum[4] = {};
+            products.gate(sum, e, walk.tile);
+            few_leave(sum, mem, turn);
+        }
+        if (e >= FEW_LAG && mine)
+            products.down(total, e - FEW_LAG);
+    }
+    if (mine)
+        few_leave(total, mem, turn);
+    for (int tile = few_column_tile() + gridDim.x; tile < p.down_tiles; tile += gridDim.x) {
+        float sum[4] = {};
+        for (int e = 0; e < n; e++)
+            products.down(sum, e);
+        few_leave(sum, mem, turn);
+    }
+}
+
+/* ---- results --------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ float few_sum(const float *sums, int r, int t)
+{
+    float sum = 0;
+
+#pragma unroll
+    for (int w = 0; w < FEW_MATH; w++)
+        sum += sums[(w * FEW_ROWS + t) * FEW_PITCH + r];
+    return sum;
+}
+
+/* hidden: lane r + 8 t has column r of the tile for row t of x. */
+template <class R, class S>
+__device__ void few_store_hidden(const few_params<R, S> &p, const few_memory<R, S> &mem,
+                                 struct few_turn &turn, uint32_t mine, int lane)
+{
+    static_assert((int)FEW_ROWS * 8 <= 32, "a lane for each result");
+    int n = mem.list->n, t = lane / 8, r = lane % 8;
+
+    for (few_walk walk(p.gate_tiles); walk.entry < n; walk.next(), turn.next()) {
+        const float *sums = mem.sums + turn.place * FEW_SUMS;
+        if (turn.place != mine)
+            continue;
+        ring_wait(smem_u32(&mem.bars->summed[turn.place]), turn.parity);
+        int place = t < p.m ? mem.list->place[walk.entry][t] : -1;
+        float gate = few_sum(sums, r, t), up = few_sum(sums, r + 8, t);
+        if (place >= 0)
+            p.hidden[(int64_t)place * p.i + walk.tile * 8 + r] = __float2bfloat16(silu(gate) * up);
+        __syncwarp();
+        if (lane == 0) {
+            mbar_arrive(smem_u32(&mem.bars->read[turn.place]));
+            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters + walk.entry)
+                         : "memory");
+        }
+    }
+}
+
+template <class R, class S>
+__device__ void few_store(const few_params<R, S> &p, const few_memory<R, S> &mem, uint32_t mine,
+                          int lane)
+{
+    enum { EACH = FEW_ROWS * 16 / 32 };
+    struct few_turn turn = {0, 0};
+
+    launch_wait();
+    ring_wait(smem_u32(&mem.bars->listed), 0);
+    few_store_hidden(p, mem, turn, mine, lane);
+    for (int tile = few_column_tile(); tile < p.down_tiles; tile += gridDim.x, turn.next()) {
+        if (turn.place != mine)
+            continue;
+        int r = lane % 16, t = lane / 16;
+        int64_t at = t * p.out_stride + tile * 16 + r;
+        float residual[EACH] = {};
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (p.residual && t + 2 * i < p.m)
+                residual[i] = __bfloat162float(p.residual[at + 2 * i * p.out_stride]);
+        ring_wait(smem_u32(&mem.bars->summed[turn.place]), turn.parity);
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (t + 2 * i < p.m)
+                p.out[at + 2 * i * p.out_stride] = __float2bfloat16(
+                    few_sum(mem.sums + turn.place * FEW_SUMS, r, t + 2 * i) + residual[i]);
+        __syncwarp();
+        if (lane == 0)
+            mbar_arrive(smem_u32(&mem.bars->read[turn.place]));
+    }
+}
+
+template <class R, class S>
+__global__ void __launch_bounds__(FEW_THREADS, 1)
+    few_kernel(const __grid_constant__ few_params<R, S> p)
+{
+    extern __shared__ char raw[];
+    few_memory<R, S> mem(raw, p.stages, p.token_bytes);
+    struct few_bars *bars = mem.bars;
+    int tid = threadIdx.x, warp = tid / 32;
+
+    if (tid < FEW_STAGES) {
+        mbar_init(smem_u32(&bars->full[tid]), 1 + 32);
+        mbar_init(smem_u32(&bars->empty[tid]), FEW_WARPS);
+    } else if (tid >= 32 && tid < 34) {
+        mbar_init(smem_u32(&bars->summed[tid - 32]), FEW_MATH);
+        mbar_init(smem_u32(&bars->read[tid - 32]), 1);
+    } else if (tid == 64) {
+        mbar_init(smem_u32(&bars->listed), 1);
+        mbar_init(smem_u32(&bars->x_there), 32);
+    } else if (tid >= 128 && tid < 128 + FEW_LIST) {
+        mbar_init(smem_u32(&bars->hidden[tid - 128]), 32);
+    }
+    mbar_init_fence();
+    __syncthreads();
+    if (warp < FEW_MATH)
+        few_math(p, mem);
+    else if (warp < FEW_STORE + 2)
+        few_store(p, mem, (uint32_t)(warp - FEW_STORE), tid % 32);
+    else if (warp == FEW_FETCH)
+        few_fetch(p, mem, tid % 32);
+    else
+        few_copy(p, mem, tid % 32);
+}
+
+/* ---- from the host --------------------------------------------------------------------------- */
+
+/* Shared memory for x and hidden. */
+static inline int few_token_bytes(const struct moe_args *a)
+{
+    int x = a->m * (2 * a->d + 16), hidden = a->m * (a->top_k + a->shared) * (2 * a->i + 16);
+
+    return (x + hidden + 127) / 128 * 128;
+}
+
+/* Whether it serves: few rows, and tiles of 16 columns of out that share out evenly, or so little
+ * work that it does not matter. */
+static inline bool few_serves(const struct moe_args *a)
+{
+    int tiles = a->d / 16, blocks = gemm_processors();
+    int64_t work = (int64_t)a->m * (a->top_k + a->shared) * a->d * a->i;
+
+    return a->m <= FEW_ROWS && a->m * a->top_k <= FEW_PAIRS && !a->batch_invariant && blocks > 0 &&
+           a->d % 16 == 0 && a->i % 8 == 0 && few_token_bytes(a) <= FEW_TOKEN_BYTES &&
+           (work < 4 << 20 || 5 * tiles >= 4 * ((tiles + blocks - 1) / blocks * blocks));
+}
+
+/* The map of weights in rows of `bytes`, an expert's z_stride bytes after another's: boxes of
+ * `rows` rows by a step of k. */
+static inline int few_map(CUtensorMap *to, const void *weight, int64_t bytes, int64_t row_stride,
+                          int64_t z_stride, int n, int z, int rows)
+{
+    struct gemm_map map = {weight,
+                           128,
+                           3,
+                           {n, (bytes + 127) / 128, z},
+                           {row_stride, 128, z > 1 ? z_stride : row_stride},
+                           {rows, FEW_WARPS, 1},
+                           1};
+
+    return gemm_map_encode(to, &map);
+}
+
+/* Sets what does not depend on the format of the weights, and runs. */
+template <class R, class S>
+static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a, void *hidden,
+                              uint32_t *counters, cudaStream_t stream)
+{
+    enum { MOST = 232448 };
+    static int ready; /* set again by a racing thread: the same */
+
+    if (!ready) {
+        cudaError_t e = cudaFuncSetAttribute(few_kernel<R, S>,
+                                             cudaFuncAttributeMaxDynamicSharedMemorySize, MOST);
+        if (e != cudaSuccess)
+            return e;
+        ready = 1;
+    }
+    p.x = (const char *)a->x;
+    p.x_stride = 2 * a->x_stride;
+    p.ids = a->ids;
+    p.weights = a->weights;
+    p.hidden = (__nv_bfloat16 *)hidden;
+    p.counters = counters;
+    p.residual = (const __nv_bfloat16 *)a->residual;
+    p.out = (__nv_bfloat16 *)a->out;
+    p.out_stride = a->out_stride;
+    p.m = a->m;
+    p.d = a->d;
+    p.i = a->i;
+    p.top_k = a->top_k;
+    p.shared = a->shared;
+    p.gate_steps[0] = (a->d + R::STEP_K - 1) / R::STEP_K;
+    p.gate_steps[1] = (a->d + S::STEP_K - 1) / S::STEP_K;
+    p.down_steps[0] = (a->i + R::STEP_K - 1) / R::STEP_K;
+    p.down_steps[1] = (a->i + S::STEP_K - 1) / S::STEP_K;
+    p.gate_tiles = a->i / 8;
+    p.down_tiles = a->d / 16;
+    p.token_bytes = few_token_bytes(a);
+    size_t rest = few_fixed_bytes() + (size_t)p.token_bytes,
+           stage = FEW_STEP_BYTES + few_memory<R, S>::SCALE_BYTES;
+    size_t stages = (MOST - rest) / stage;
+    p.stages = stages < (size_t)FEW_STAGES ? (int)stages : (int)FEW_STAGES;
+    return launch_early(few_kernel<R, S>, gemm_processors(), FEW_THREADS,
+                        rest + (size_t)p.stages * stage, stream, p);
+}
