@@ -63,7 +63,10 @@ int keys_int(const struct keys *keys, const char *key, int32_t min, int32_t max,
 
     if (!json_integer(keys_get(keys, key), &value) || value < min || value > max) {
         char expected[64];
-        snprintf(expected, sizeof(expected), "a whole number from %d to %d", min, max);
+        if (min == max)
+            snprintf(expected, sizeof(expected), "%d", min);
+        else
+            snprintf(expected, sizeof(expected), "a whole number from %d to %d", min, max);
         return keys_refuse(keys, key, expected);
     }
     *out = (int32_t)value;

@@ -173,7 +173,7 @@ static const struct {
     const char *format, *weights, *more, *words;
 } bad[] = {
     {"nvfp4-pack-quantized", INT4, "", ".format\" must be \"pack-quantized\" (INT4)"},
-    {"pack-quantized", "\"num_bits\": 8", "", ".num_bits\" must be a whole number from 4 to 4"},
+    {"pack-quantized", "\"num_bits\": 8", "", ".num_bits\" must be 4, got 8"},
     {"pack-quantized", "\"num_bits\": 4, \"symmetric\": false", "", ".symmetric\" must be true"},
     {"pack-quantized", "\"num_bits\": 4, \"actorder\": \"group\"", "", ".actorder\" must be"},
     {"pack-quantized", "\"num_bits\": 4, \"strategy\": \"tensor\"", "", ".strategy\" must be"},
