@@ -72,6 +72,9 @@ static const struct option table[] = {
     SWITCH(dummy_weights, "dummy-weights", "false",
            "make random weights of the model's shapes, to try and time it without its files; "
            "--model may then be a config.json"),
+    SWITCH(load_mtp, "load-mtp", "false",
+           "load the layers of multi-token prediction too, where the model has them, which takes "
+           "their memory and their part of the KV cache; no request uses them yet"),
     CHOICE(kv_dtype, "kv-dtype", "auto|f32|bf16|fp8", "auto",
            "type of the KV cache: bf16 (auto) or fp8 on a GPU, f32 on a CPU"),
     NUMBER(gpu_memory_utilization, "gpu-memory-utilization", 0, 1, "0.9", "SHARE",

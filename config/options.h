@@ -24,6 +24,7 @@ struct options {
     int64_t max_num_batched_tokens;
     char *device;
     bool dummy_weights;
+    bool load_mtp;
     char *kv_dtype;
     double gpu_memory_utilization;
     int64_t num_kv_pages;

@@ -181,7 +181,8 @@ struct backend_ops {
      * fails always. The batch may be changed once sample has returned.
      *
      * begin returns 1 when it has queued all operations before `sample` itself, as a graph recorded
-     * before: the caller leaves them out. Logits are where the recorded operations put them.
+     * before: the caller leaves them out. Logits are where the recorded operations put them. Of a
+     * batch with `draft` there are no graphs.
      *
      * A token -1 in the batch stands for the one that the step before drew for the row's slot. */
     int (*begin)(struct backend *be, const struct batch *batch);
@@ -258,6 +259,9 @@ struct backend_ops {
 
     /* sum (T, n) += x. */
     void (*add)(struct backend *be, struct tensor sum, struct tensor x);
+
+    /* out (T, m + n) = the rows of a (T, m), each before that of b (T, n). */
+    void (*concat)(struct backend *be, struct tensor out, struct tensor a, struct tensor b);
 
     /* out (R, d) = the rows of x (T, d) that want logits. */
     void (*gather_logit_rows)(struct backend *be, struct tensor out, struct tensor x);

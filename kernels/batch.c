@@ -37,7 +37,7 @@ struct batch *batch_new(struct batch_limits limits)
 
 void batch_clear(struct batch *batch)
 {
-    batch->n_rows = batch->n_seqs = batch->n_pages = batch->n_logits = 0;
+    batch->n_rows = batch->n_seqs = batch->n_pages = batch->n_logits = batch->draft = 0;
 }
 
 /* The rows of the sequence that are scored, and the one that is drawn from. */

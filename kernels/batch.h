@@ -48,6 +48,8 @@ struct batch_logit {
 struct batch {
     struct batch_limits limits;
     int32_t n_rows, n_seqs, n_pages, n_logits;
+    int32_t draft; /* 1: rows of a layer of multi-token prediction; the caller sets it once rows are
+                      in */
     /* Byte offsets from the start of the struct. */
     uint32_t tokens_at, positions_at, seqs_at, logits_at, pages_at;
     uint32_t bytes;

@@ -249,6 +249,22 @@ static int read_moe(const struct keys *k, const struct graph *graph, struct mode
     return 0;
 }
 
+/* Layers of multi-token prediction are built as the last layer is, all with an indexer where there
+ * are indexers; in a graph of pairs, as one without experts. */
+static int read_mtp(const struct keys *k, const struct graph *graph, struct model_config *c)
+{
+    int32_t most = MODEL_MAX_LAYERS - c->layers;
+    int32_t unsaid = graph->mtp_layers < most ? graph->mtp_layers : most;
+
+    if (keys_count_or(k, "num_nextn_predict_layers", unsaid, most, &c->mtp_declared))
+        return -1;
+    for (int i = c->layers; i < c->layers + c->mtp_declared; i++) {
+        c->is_moe[i] = !c->shortcut_moe && c->is_moe[c->layers - 1];
+        c->has_indexer[i] = c->index.top_k > 0;
+    }
+    return 0;
+}
+
 bool model_config_add_eos(struct model_config *config, int32_t id)
 {
     for (int i = 0; i < config->n_eos; i++)
@@ -299,7 +315,7 @@ static int read_layers(struct model_config *c, const struct keys *k, const struc
     if (read_shape(k, graph, c) || read_attention(k, graph, c) || config_rope_read(k, graph, c) ||
         (graph->has_indexer && config_indexer_read(k, graph->indexer_interleave, c)))
         return -1;
-    return read_moe(k, graph, c);
+    return read_moe(k, graph, c) || read_mtp(k, graph, c) ? -1 : 0;
 }
 
 static int read_config(struct model_config *c, const struct keys *k)

@@ -31,7 +31,10 @@ struct model_config {
     struct mla_shape mla;
     struct rope_config rope;
     struct router_config router;   /* router.experts 0: no MoE layers */
-    bool is_moe[MODEL_MAX_LAYERS]; /* which layers */
+    bool is_moe[MODEL_MAX_LAYERS]; /* which layers, also of those of multi-token prediction */
+    /* Layers of multi-token prediction: after the `layers`, numbered on. */
+    int32_t mtp_declared; /* that the file says there are */
+    int32_t mtp_layers;   /* that are loaded: none, but see model_want_mtp */
     /* Layers come in pairs, all have a dense FFN, and the second's experts take the first FFN's
      * input (LongCat-Flash). */
     bool shortcut_moe;
@@ -75,6 +78,12 @@ struct model_config {
  * `path`/generation_config.json; or `path` itself when it ends in ".json". An unknown architecture,
  * a missing key or a value out of range is an error whose sentence names file, key and value. */
 int model_config_load(struct model_config *config, const char *path, struct error *err);
+
+/* Layers that have weights and a part of the KV cache. */
+static inline int32_t model_config_all_layers(const struct model_config *config)
+{
+    return config->layers + config->mtp_layers;
+}
 
 /* One more end token, if it isn't one already; false: there are too many. */
 bool model_config_add_eos(struct model_config *config, int32_t id);

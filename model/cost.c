@@ -103,6 +103,15 @@ static struct step_cost token_cost(const struct model_config *c, double tokens, 
     return cost;
 }
 
+/* Of the cache of the layers that every step goes through. */
+static double kv_token_bytes(const struct model_config *c, enum dtype kv_dtype)
+{
+    struct model_config without_mtp = *c;
+
+    without_mtp.mtp_layers = 0;
+    return (double)model_kv_token_bytes(&without_mtp, kv_dtype);
+}
+
 struct step_cost decode_cost(const struct model_config *c, int32_t seqs, double context,
                              enum dtype kv_dtype)
 {
@@ -110,8 +119,7 @@ struct step_cost decode_cost(const struct model_config *c, int32_t seqs, double 
     double lora = c->mla.kv_lora_rank, rope = c->mla.rope_dim, rows = attended(c, context);
     double keys = rows < context ? context * indexers(c) * c->index.dim : 0;
     double key_bytes = (double)dtype_size(index_key_dtype(kv_dtype));
-    double row_bytes =
-        (double)model_kv_token_bytes(c, kv_dtype) - (double)indexers(c) * c->index.dim * key_bytes;
+    double row_bytes = kv_token_bytes(c, kv_dtype) - (double)indexers(c) * c->index.dim * key_bytes;
 
     add(&cost.attention, seqs * rows * row_bytes, 0);
     add(&cost.attention, seqs * keys * key_bytes, 2 * c->index.heads * keys * seqs);
@@ -135,7 +143,7 @@ struct step_cost prefill_cost(const struct model_config *c, int64_t tokens, int3
     /* Weights are read in every step, and the cache is written once. */
     cost.linear.bytes *= steps;
     cost.moe.bytes *= steps;
-    add(&cost.attention, n * (double)model_kv_token_bytes(c, kv_dtype),
+    add(&cost.attention, n * kv_token_bytes(c, kv_dtype),
         2.0 * c->index.heads * c->index.dim * scored);
     for (int i = 0; i < c->layers; i++) {
         add(&cost.attention, steps * kv_b_elements(c) * WEIGHT_BYTES, 2 * kv_b_elements(c) * n);

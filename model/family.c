@@ -155,7 +155,7 @@ static const struct graph graph_mistral_params = {
 };
 
 /* LongCat-Flash: two layers of attention and dense FFN to one of experts, some of which do nothing.
- */
+ * Its files have a layer of multi-token prediction, of which its config.json says nothing. */
 static const struct key_name longcat_names[] = {
     {"num_hidden_layers", "num_layers"},
     {"intermediate_size", "ffn_hidden_size"},
@@ -172,6 +172,7 @@ static const struct graph graph_longcat_flash = {
     .one_group = true,
     .scales_lora = true,
     .shortcut_moe = true,
+    .mtp_layers = 1,
     .n_group = 1,
     .topk_group = 1,
     .routed_scaling_factor = 6,

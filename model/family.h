@@ -34,6 +34,7 @@ struct graph {
     bool scales_lora;          /* q and latent times sqrt(hidden_size / rank) (LongCat-Flash) */
     bool shortcut_moe;         /* see struct model_config */
     bool moe_post_norm;        /* see struct model_config */
+    int32_t mtp_layers;        /* num_nextn_predict_layers when absent */
     int32_t experts_per_group; /* of groups when n_group is absent; 0: n_group says */
     int32_t first_k_dense_replace, n_shared_experts, n_group, topk_group;
     double routed_scaling_factor;

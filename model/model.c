@@ -1,5 +1,8 @@
 /* The forward pass of DeepSeek V2 / V3 style models over the backend's operations.
  *
+ * Layers of multi-token prediction, where they are loaded, are layers after the last, each with a
+ * beginning and an end of its own (model_draft).
+ *
  * The model owns its weights, one set of activations sized for the largest batch, and one KV cache
  * tensor a layer; all of it is the backend's memory. A step works on views of the activations cut
  * to its rows (struct step). Nothing here allocates once model_reserve is done. */
@@ -22,6 +25,8 @@ struct step {
     struct tensor index_k;         /* (T, index dim) */
     struct tensor index_weights;   /* (T, index heads) F32 */
     struct tensor hidden;          /* (T, i) dense FFN */
+    struct tensor joined;          /* (T, 2 d) what a layer of multi-token prediction takes, */
+    struct tensor hidden_out;      /* (T, d) and what it gets from the pass before; or none */
     struct tensor shortcut;        /* (T, d) what the next layer's experts take, or none */
     struct tensor moe;             /* (T, d) what experts give, where a norm follows, or none */
     struct tensor router;          /* (T, experts) F32 */
@@ -59,6 +64,12 @@ struct model *model_load(const char *dir, const struct model_config *config, str
     return model;
 }
 
+int model_want_mtp(struct model_config *config, const char *dir, struct error *err)
+{
+    config->mtp_layers = config->mtp_declared;
+    return dir ? weights_count_mtp(config, dir, &config->mtp_layers, err) : 0;
+}
+
 uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_bytes,
                             const struct backend *be)
 {
@@ -68,9 +79,9 @@ uint64_t model_weight_bytes(const struct model_config *config, size_t matrix_byt
 size_t model_kv_token_bytes(const struct model_config *config, enum dtype kv_dtype)
 {
     size_t elements = (size_t)kv_row_elements(&config->mla, kv_dtype);
-    size_t bytes = elements * dtype_size(kv_dtype) * (size_t)config->layers;
+    size_t bytes = elements * dtype_size(kv_dtype) * (size_t)model_config_all_layers(config);
 
-    for (int i = 0; i < config->layers; i++)
+    for (int i = 0; i < model_config_all_layers(config); i++)
         if (config->has_indexer[i])
             bytes += (size_t)config->index.dim * dtype_size(index_key_dtype(kv_dtype));
     return bytes;
@@ -112,6 +123,8 @@ static int alloc_activations(struct model *model, struct batch_limits limits, st
         {&m->index_k, act, rows, c->index.dim},
         {&m->index_weights, DTYPE_F32, rows, c->index.heads},
         {&m->hidden, act, rows, c->dense_intermediate},
+        {&m->joined, act, rows, c->mtp_layers ? 2 * d : 0},
+        {&m->hidden_out, act, rows, c->mtp_layers ? d : 0},
         {&m->shortcut, act, rows, c->shortcut_moe ? d : 0},
         {&m->moe, act, rows, c->moe_post_norm ? d : 0},
         {&m->router, DTYPE_F32, rows, c->router.experts + c->router.identity},
@@ -135,7 +148,7 @@ void model_free(struct model *model)
 
     for (int i = 0; i < N_ACTIVATIONS; i++)
         model->be->ops->release(model->be, &activations[i]);
-    for (int i = 0; i < model->config.layers; i++) {
+    for (int i = 0; i < model_config_all_layers(&model->config); i++) {
         model->be->ops->release(model->be, &model->kv_cache[i]);
         model->be->ops->release(model->be, &model->key_cache[i]);
     }
@@ -262,31 +275,80 @@ static void feed_forward(struct model *model, const struct step *s, int layer)
         moe_ffn(model, s, w, c->shortcut_moe ? s->shortcut : h);
 }
 
-/* The whole transformer, from the batch's tokens to s->logits. */
-static void forward(struct model *model, const struct step *s)
+static void layer_forward(struct model *model, const struct step *s, int layer)
+{
+    const struct layer_weights *w = &model->weights.layers[layer];
+
+    model->be->ops->rmsnorm(model->be, s->h, s->x, w->input_norm, model->config.rms_norm_eps);
+    attention(model, s, layer);
+    feed_forward(model, s, layer);
+}
+
+/* From x to the logits; where there is multi-token prediction, hidden states for it. */
+static void predict(struct model *model, const struct step *s, struct tensor norm,
+                    struct tensor lm_head)
 {
     const struct model_config *c = &model->config;
-    const struct model_weights *w = &model->weights;
     struct backend *be = model->be;
     const struct backend_ops *op = be->ops;
 
-    op->embed(be, s->x, w->embed, c->embed_scale);
-    for (int i = 0; i < c->layers; i++) {
-        op->rmsnorm(be, s->h, s->x, w->layers[i].input_norm, c->rms_norm_eps);
-        attention(model, s, i);
-        feed_forward(model, s, i);
-    }
+    if (c->mtp_layers)
+        op->rmsnorm(be, s->hidden_out, s->x, norm, c->rms_norm_eps);
     op->gather_logit_rows(be, s->last, s->x);
-    op->rmsnorm(be, s->last_norm, s->last, w->final_norm, c->rms_norm_eps);
-    linear(be, s->logits, s->last_norm, w->lm_head, NONE);
+    op->rmsnorm(be, s->last_norm, s->last, norm, c->rms_norm_eps);
+    linear(be, s->logits, s->last_norm, lm_head, NONE);
+}
+
+/* The whole transformer, from the batch's tokens to s->logits. */
+static void forward(struct model *model, const struct step *s)
+{
+    const struct model_weights *w = &model->weights;
+
+    model->be->ops->embed(model->be, s->x, w->embed, model->config.embed_scale);
+    for (int i = 0; i < model->config.layers; i++)
+        layer_forward(model, s, i);
+    predict(model, s, w->final_norm, w->lm_head);
 }
 
 struct tensor model_forward(struct model *model, const struct batch *batch)
 {
     struct step s = step_views(model, batch->n_rows, batch->n_logits);
 
+    ASSERT(!batch->draft);
     if (model->be->ops->begin(model->be, batch) == 0)
         forward(model, &s);
+    return s.logits;
+}
+
+struct model_hidden model_hidden(const struct model *model, const struct batch *batch)
+{
+    struct step s = step_views(model, batch->n_rows, batch->n_logits);
+
+    ASSERT(model->config.mtp_layers > 0);
+    return (struct model_hidden){s.hidden_out, s.last_norm};
+}
+
+/* vLLM's deepseek_mtp.py puts 0 in place of the embedding at position 0; DeepSeek's report
+ * (equation 21) and SGLang's deepseek_nextn.py don't, nor does this. Both take hidden states after
+ * the last norm, of the model and (vLLM from its pull request 45895 on) of the pass before. */
+struct tensor model_draft(struct model *model, const struct batch *batch, int32_t layer,
+                          struct tensor hidden)
+{
+    const struct model_config *c = &model->config;
+    const struct mtp_weights *w = &model->weights.mtp[layer];
+    struct step s = step_views(model, batch->n_rows, batch->n_logits);
+    struct backend *be = model->be;
+    const struct backend_ops *op = be->ops;
+
+    ASSERT(batch->draft && layer < c->mtp_layers && hidden.shape[0] == batch->n_rows);
+    op->begin(be, batch);
+    op->embed(be, s.x, w->embed, c->embed_scale);
+    op->rmsnorm(be, s.h, s.x, w->embed_norm, c->rms_norm_eps);
+    op->rmsnorm(be, s.x, hidden, w->hidden_norm, c->rms_norm_eps);
+    op->concat(be, s.joined, s.h, s.x);
+    linear(be, s.x, s.joined, w->join, NONE);
+    layer_forward(model, &s, c->layers + layer);
+    predict(model, &s, w->final_norm, w->lm_head);
     return s.logits;
 }
 
@@ -332,7 +394,7 @@ int model_open_cache(struct model *model, int32_t kv_pages, struct error *err)
     int64_t key_shape[] = {kv_pages, KV_PAGE_TOKENS, c->index.dim};
     const struct backend_ops *op = model->be->ops;
 
-    for (int i = 0; i < c->layers; i++)
+    for (int i = 0; i < model_config_all_layers(c); i++)
         if (op->alloc(model->be, &model->kv_cache[i], kv, 3, shape, err) ||
             (c->has_indexer[i] &&
              op->alloc(model->be, &model->key_cache[i], key, 3, key_shape, err)))

@@ -4,8 +4,13 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { MAX_ITEMS_PER_LAYER = sizeof(struct layer_weights) / sizeof(struct tensor), MAX_OTHERS = 3 };
+enum {
+    MAX_ITEMS_PER_LAYER = sizeof(struct layer_weights) / sizeof(struct tensor),
+    MAX_ITEMS_PER_MTP = sizeof(struct mtp_weights) / sizeof(struct tensor),
+    MAX_OTHERS = 3
+};
 
 /* Where items are added, and what they have in common. */
 struct writer {
@@ -128,32 +133,83 @@ static void add_dense(struct writer *w, struct layer_weights *l)
     add_matrix(w, &l->down, "mlp.down_proj.weight", d, width);
 }
 
-struct weight_list weight_list_new(struct model_weights *weights, const struct model_config *config,
-                                   bool own_head)
+static void add_layer(struct writer *w, struct layer_weights *l)
 {
-    size_t most = (size_t)config->layers * MAX_ITEMS_PER_LAYER + MAX_OTHERS;
+    const struct model_config *c = w->config;
+
+    add_vector(w, &l->input_norm, "input_layernorm.weight", c->hidden_size);
+    add_attention(w, l);
+    if (c->has_indexer[w->layer])
+        add_indexer(w, l);
+    add_vector(w, &l->post_norm, "post_attention_layernorm.weight", c->hidden_size);
+    if (c->is_moe[w->layer])
+        add_moe(w, l);
+    if (c->shortcut_moe || !c->is_moe[w->layer])
+        add_dense(w, l);
+}
+
+/* The last item added is `other` where a checkpoint has none of its own. */
+static void or_else(struct writer *w, const struct tensor *other)
+{
+    w->list->items[w->list->n - 1].stand_in = other;
+}
+
+/* eh_proj is no WEIGHT_MATRIX: released files have it in bf16 beside FP8, and so it is kept. */
+static void add_mtp(struct writer *w, struct mtp_weights *m, const struct model_weights *model)
+{
+    int64_t d = w->config->hidden_size, vocab = w->config->vocab_size;
+
+    add_vector(w, &m->embed_norm, "enorm.weight", d);
+    add_vector(w, &m->hidden_norm, "hnorm.weight", d);
+    add(w, &m->join, WEIGHT_TABLE, "eh_proj.weight", d, 2 * d);
+    add_vector(w, &m->final_norm, "shared_head.norm.weight", d);
+    add(w, &m->embed, WEIGHT_TABLE, "embed_tokens.weight", vocab, d);
+    or_else(w, &model->embed);
+    add_matrix(w, &m->lm_head, "shared_head.head.weight", vocab, d);
+    or_else(w, &model->lm_head);
+}
+
+struct weight_list weight_list_new(struct model_weights *weights, const struct model_config *config)
+{
+    size_t most = (size_t)model_config_all_layers(config) * MAX_ITEMS_PER_LAYER +
+                  (size_t)config->mtp_layers * MAX_ITEMS_PER_MTP + MAX_OTHERS;
     struct weight_list list = {.items = mem_zalloc(most, sizeof(*list.items))};
     struct writer w = {.list = &list, .config = config, .layer = -1};
     int64_t d = config->hidden_size;
 
     add(&w, &weights->embed, WEIGHT_TABLE, "model.embed_tokens.weight", config->vocab_size, d);
-    for (w.layer = 0; w.layer < config->layers; w.layer++) {
-        struct layer_weights *l = &weights->layers[w.layer];
-        add_vector(&w, &l->input_norm, "input_layernorm.weight", d);
-        add_attention(&w, l);
-        if (config->has_indexer[w.layer])
-            add_indexer(&w, l);
-        add_vector(&w, &l->post_norm, "post_attention_layernorm.weight", d);
-        if (config->is_moe[w.layer])
-            add_moe(&w, l);
-        if (config->shortcut_moe || !config->is_moe[w.layer])
-            add_dense(&w, l);
-    }
+    for (w.layer = 0; w.layer < config->layers; w.layer++)
+        add_layer(&w, &weights->layers[w.layer]);
     w.layer = -1;
     add_scaled(&w, &weights->final_norm, "model.norm.weight", d, config->norm_scale.final);
-    if (own_head)
-        add_matrix(&w, &weights->lm_head, "lm_head.weight", config->vocab_size, d);
+    add_matrix(&w, &weights->lm_head, "lm_head.weight", config->vocab_size, d);
+    if (config->tie_embeddings)
+        or_else(&w, &weights->embed);
+    for (int32_t i = 0; i < config->mtp_layers; i++) {
+        w.layer = config->layers + i;
+        add_mtp(&w, &weights->mtp[i], weights);
+        add_layer(&w, &weights->layers[w.layer]);
+    }
     return list;
+}
+
+void weight_list_leave_out(struct weight_list *list, int i)
+{
+    struct weight_item item = list->items[i];
+
+    ASSERT(i < list->n && item.stand_in);
+    /* Behind those that were left out before. */
+    memmove(&list->items[i], &list->items[i + 1],
+            (size_t)(list->n + list->n_left_out - i - 1) * sizeof(item));
+    list->n--;
+    list->items[list->n + list->n_left_out++] = item;
+}
+
+void weight_list_bind(const struct weight_list *list)
+{
+    /* In the order of the list: one may stand in for the next. */
+    for (int i = list->n; i < list->n + list->n_left_out; i++)
+        *list->items[i].dst = *list->items[i].stand_in;
 }
 
 void weight_list_free(struct weight_list *list)

@@ -18,17 +18,26 @@ struct weight_item {
     int64_t rows, cols; /* of one; cols 0: a vector */
     int32_t together;   /* not 0: those of one number are operands of one call of gated or moe */
     float scale;        /* to multiply a vector with */
+    /* Not NULL: what it is where a checkpoint has none, or the same again. */
+    const struct tensor *stand_in;
 };
 
 struct weight_list {
     struct weight_item *items;
     int n;
+    int n_left_out; /* which follow the n */
 };
 
-/* In the order of the graph. `own_head`: lm_head is a matrix of its own. The items point into
- * `weights`, whose layers must be there. */
-struct weight_list weight_list_new(struct model_weights *weights, const struct model_config *config,
-                                   bool own_head);
+/* In the order of the graph, layers of multi-token prediction last. The items point into `weights`,
+ * whose layers must be there. */
+struct weight_list weight_list_new(struct model_weights *weights,
+                                   const struct model_config *config);
+
+/* Takes item `i` out of the list, because of its stand-in. */
+void weight_list_leave_out(struct weight_list *list, int i);
+
+/* Those that were left out become what stands in for them, which must have its memory. */
+void weight_list_bind(const struct weight_list *list);
 void weight_list_free(struct weight_list *list);
 
 /* The name of the item, or of its expert, as released DeepSeek checkpoints have it. */

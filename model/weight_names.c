@@ -75,6 +75,17 @@ static const struct weight_naming longcat_naming = {
     },
 };
 
+/* Of its layer of multi-token prediction. */
+static const struct rename longcat_mtp_rules[] = {
+    {"model.layers.", "model.mtp.layers."},
+    {"enorm.", "enorm.m."},
+    {"hnorm.", "hnorm.m."},
+    {"mlp.", "transformer_layer.mlp."},
+    {"layers.0.shared_head.norm.", "norm."},
+    {"layers.0.embed_tokens.", "embed_tokens."},
+    {NULL, NULL},
+};
+
 static void replace(char name[WEIGHT_NAME_BYTES], const struct rename *rule)
 {
     char *at = strstr(name, rule->ours), rest[WEIGHT_NAME_BYTES];
@@ -84,18 +95,6 @@ static void replace(char name[WEIGHT_NAME_BYTES], const struct rename *rule)
     snprintf(rest, sizeof(rest), "%s", at + strlen(rule->ours));
     size_t room = (size_t)(name + WEIGHT_NAME_BYTES - at);
     ASSERT((size_t)snprintf(at, room, "%s%s", rule->theirs, rest) < room);
-}
-
-/* `name`: ours, which becomes theirs. */
-static void rename_weight(const struct weight_naming *naming, int32_t layer,
-                          char name[WEIGHT_NAME_BYTES])
-{
-    char half = (char)('0' + layer % 2), *at;
-
-    for (const struct rename *rule = naming->rules; rule->ours; rule++)
-        replace(name, rule);
-    while (naming->halves && (at = strchr(name, '#')) != NULL)
-        *at = half;
 }
 
 static const struct weight_naming *find_naming(const struct model_config *config,
@@ -109,16 +108,23 @@ static const struct weight_naming *find_naming(const struct model_config *config
     return &namings[0];
 }
 
-/* Our name of an item, or of its expert. In files with halves a layer's number counts pairs. */
-static void theirs(const struct weight_naming *naming, const struct weight_item *item,
-                   int32_t expert, char out[WEIGHT_NAME_BYTES])
+/* Their name of an item, or of its expert. In files with halves a layer's number counts pairs, and
+ * layers of multi-token prediction are numbered by themselves. */
+static void theirs(const struct weight_names *names, const struct weight_item *item, int32_t expert,
+                   char out[WEIGHT_NAME_BYTES])
 {
+    const struct weight_naming *naming = names->naming;
     struct weight_item numbered = *item;
+    bool halves = naming->halves && item->layer >= 0, mtp = halves && item->layer >= names->layers;
+    char *at;
 
-    if (naming->halves && item->layer >= 0)
-        numbered.layer /= 2;
+    if (halves)
+        numbered.layer = mtp ? item->layer - names->layers : item->layer / 2;
     weight_name(&numbered, expert, out);
-    rename_weight(naming, item->layer, out);
+    for (const struct rename *rule = mtp ? longcat_mtp_rules : naming->rules; rule->ours; rule++)
+        replace(out, rule);
+    while (halves && (at = strchr(out, '#')) != NULL)
+        *at = (char)('0' + item->layer % 2);
 }
 
 static const char FUSED_GATE_UP[] = "mlp.experts.gate_up_proj",
@@ -127,25 +133,16 @@ static const char FUSED_GATE_UP[] = "mlp.experts.gate_up_proj",
 struct weight_names weight_names_find(const struct model_config *config,
                                       const struct safetensors *st)
 {
-    struct weight_names names = {.naming = find_naming(config, st)};
+    struct weight_names names = {.naming = find_naming(config, st), .layers = config->layers};
     struct weight_item fused = {.part = FUSED_GATE_UP};
     char name[WEIGHT_NAME_BYTES];
 
     names.scale = config->quant_compressed ? "weight_scale" : names.naming->scale;
     while (fused.layer < config->layers && !config->is_moe[fused.layer])
         fused.layer++;
-    theirs(names.naming, &fused, 0, name);
+    theirs(&names, &fused, 0, name);
     names.fused_experts = safetensors_has(st, name);
     return names;
-}
-
-bool weight_names_have_head(const struct weight_names *names, const struct safetensors *st)
-{
-    struct weight_item head = {.part = "lm_head.weight", .layer = -1};
-    char name[WEIGHT_NAME_BYTES];
-
-    theirs(names->naming, &head, 0, name);
-    return safetensors_has(st, name);
 }
 
 struct weight_place weight_place(const struct weight_names *names, const struct weight_item *item,
@@ -159,13 +156,23 @@ struct weight_place weight_place(const struct weight_names *names, const struct 
     int64_t each = down ? item->rows : 2 * item->rows;
 
     if (!names->fused_experts || !item->experts) {
-        theirs(names->naming, item, expert, place.name);
+        theirs(names, item, expert, place.name);
         return place;
     }
-    theirs(names->naming, &fused, 0, place.name);
+    theirs(names, &fused, 0, place.name);
     place.want = (struct tensor){.rank = 3, .shape = {item->experts, each, item->cols}};
     place.first_row = expert * each + (up ? item->rows : 0);
     return place;
+}
+
+bool weight_is_stored(const struct weight_names *names, const struct safetensors *st,
+                      const struct weight_item *item)
+{
+    struct weight_place place = weight_place(names, item, 0);
+    char packed[WEIGHT_NAME_BYTES + 16];
+
+    snprintf(packed, sizeof(packed), "%s_packed", place.name);
+    return safetensors_has(st, place.name) || safetensors_has(st, packed);
 }
 
 void weight_scale_name(const struct weight_names *names, const char *name,

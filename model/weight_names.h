@@ -10,6 +10,7 @@ struct weight_naming;
 struct weight_names {
     const struct weight_naming *naming;
     const char *scale;  /* what takes the place of "weight" in the names of scales */
+    int32_t layers;     /* of the model: those from here on are of multi-token prediction */
     bool fused_experts; /* all of a layer in one tensor, gate and up as one (transformers 5) */
 };
 
@@ -32,5 +33,6 @@ struct weight_place weight_place(const struct weight_names *names, const struct 
 void weight_scale_name(const struct weight_names *names, const char *name,
                        char out[WEIGHT_NAME_BYTES + 16]);
 
-/* Whether there is a head of its own. */
-bool weight_names_have_head(const struct weight_names *names, const struct safetensors *st);
+/* Whether there is such an item, or its first expert. */
+bool weight_is_stored(const struct weight_names *names, const struct safetensors *st,
+                      const struct weight_item *item);

@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { SHAPE_TEXT_BYTES = 96, PER_WORD = 8 /* values in a word of packed ones */ };
 
@@ -198,4 +199,42 @@ int weight_source_widen(const struct checkpoint *files, const struct weight_sour
         return -1;
     dequant_rows(out, dtype, raw, &matrix, first_row, rows);
     return 0;
+}
+
+/* ---- comparing ---------------------------------------------------------------------------- */
+
+static int same_bytes(const struct safetensors *st, const char *a, const char *b, uint64_t bytes,
+                      struct error *err)
+{
+    enum { PART = 4 << 20 };
+    char *parts = mem_alloc(2 * PART);
+    int same = 1;
+
+    for (uint64_t at = 0; at < bytes && same == 1; at += PART) {
+        size_t n = bytes - at < PART ? (size_t)(bytes - at) : PART;
+        if (safetensors_read_part(st, a, at, n, parts, err) ||
+            safetensors_read_part(st, b, at, n, parts + PART, err))
+            same = -1;
+        else
+            same = memcmp(parts, parts + PART, n) == 0;
+    }
+    free(parts);
+    return same;
+}
+
+int weight_source_same(const struct checkpoint *files, const struct weight_place *a,
+                       const struct weight_place *b, struct error *err)
+{
+    struct weight_source x, y;
+    int same;
+
+    if (weight_source_find(files, a, &x, err) || weight_source_find(files, b, &y, err))
+        return -1;
+    if (x.info.dtype != y.info.dtype || tensor_elements(&x.info) != tensor_elements(&y.info) ||
+        x.scales.dtype != y.scales.dtype)
+        return 0;
+    same = same_bytes(files->st, x.name, y.name, tensor_bytes(&x.info), err);
+    if (same == 1 && weight_source_scaled(&x))
+        same = same_bytes(files->st, x.scale_name, y.scale_name, tensor_bytes(&x.scales), err);
+    return same;
 }

@@ -25,6 +25,10 @@ struct weight_source {
 int weight_source_find(const struct checkpoint *files, const struct weight_place *place,
                        struct weight_source *source, struct error *err);
 
+/* Whether two places hold the same, byte for byte: 1 or 0, or -1 and a message. Reads them. */
+int weight_source_same(const struct checkpoint *files, const struct weight_place *a,
+                       const struct weight_place *b, struct error *err);
+
 /* Whether its values are to be multiplied with scales. */
 static inline bool weight_source_scaled(const struct weight_source *s)
 {

@@ -5,8 +5,8 @@
  * thread's staging memory (page-locked where that makes copies fast), upload it, take the next one.
  * While one thread's piece is copied the others read. FP8 and INT4 stay as they are where the
  * backend keeps them; else the thread that read them multiplies them out. Tensors that the graph
- * has no place for (the multi-token prediction layer after the last, rotary inv_freq) are never
- * looked at. */
+ * has no place for (layers of multi-token prediction that aren't asked for, rotary inv_freq) are
+ * never looked at. */
 #include "model/weights.h"
 
 #include "base/clock.h"
@@ -277,6 +277,41 @@ static void choose_narrow(const struct loader *l, enum dtype *dtypes)
     }
 }
 
+/* The place of what stands in for an item. */
+static struct weight_place stand_in_place(const struct loader *l, const struct weight_item *item)
+{
+    const struct weight_list *list = &l->list;
+    int i = 0;
+
+    while (list->items[i].dst != item->stand_in)
+        i++;
+    ASSERT(i < list->n + list->n_left_out);
+    if (i >= list->n) /* left out itself */
+        return stand_in_place(l, &list->items[i]);
+    return weight_place(&l->files.names, &list->items[i], 0);
+}
+
+/* Leaves out what the checkpoint doesn't have of its own. */
+static int leave_out_shared(struct loader *l)
+{
+    for (int i = 0; i < l->list.n; i++) {
+        const struct weight_item *item = &l->list.items[i];
+        int same = 1;
+        if (!item->stand_in)
+            continue;
+        if (weight_is_stored(&l->files.names, l->files.st, item)) {
+            struct weight_place own = weight_place(&l->files.names, item, 0);
+            struct weight_place other = stand_in_place(l, item);
+            same = weight_source_same(&l->files, &own, &other, l->err);
+        }
+        if (same < 0)
+            return -1;
+        if (same)
+            weight_list_leave_out(&l->list, i--);
+    }
+    return 0;
+}
+
 /* Checks every tensor, then takes memory for all of them and cuts them in pieces. */
 static int prepare(struct loader *l)
 {
@@ -343,20 +378,38 @@ static int read_all(struct loader *l)
     return 0;
 }
 
-/* What the list and the layers are for; `own_head`: see weight_list_new. */
-static void begin(struct loader *l, struct model_weights *weights, bool own_head)
+static void begin(struct loader *l, struct model_weights *weights)
 {
+    size_t layers = (size_t)model_config_all_layers(l->config);
+
     memset(weights, 0, sizeof(*weights));
-    weights->layers = mem_zalloc((size_t)l->config->layers, sizeof(*weights->layers));
-    l->list = weight_list_new(weights, l->config, own_head);
+    weights->layers = mem_zalloc(layers, sizeof(*weights->layers));
+    weights->mtp = mem_zalloc((size_t)l->config->mtp_layers, sizeof(*weights->mtp));
+    l->list = weight_list_new(weights, l->config);
 }
 
-static int end(struct loader *l, struct model_weights *weights, bool own_head, int rc)
+/* What `begin` took, of weights that were never there. */
+static void free_lists(struct loader *l, struct model_weights *weights)
+{
+    weight_list_free(&l->list);
+    free(weights->layers);
+    free(weights->mtp);
+}
+
+/* Without a checkpoint there is nothing that need not be. */
+static void leave_out_all(struct loader *l)
+{
+    for (int i = 0; i < l->list.n; i++)
+        if (l->list.items[i].stand_in)
+            weight_list_leave_out(&l->list, i--);
+}
+
+static int end(struct loader *l, struct model_weights *weights, int rc)
 {
     if (rc)
         weights_free(weights, l->config, l->be);
-    else if (!own_head)
-        weights->lm_head = weights->embed;
+    else
+        weight_list_bind(&l->list);
     weight_list_free(&l->list);
     free(l->pieces);
     return rc;
@@ -372,14 +425,37 @@ int weights_load(struct model_weights *weights, const struct model_config *confi
     if (!files->st)
         return -1;
     files->names = weight_names_find(config, files->st);
-    /* A head of its own counts even in a tied model, as in transformers. */
-    bool own_head = !config->tie_embeddings || weight_names_have_head(&files->names, files->st);
     pthread_mutex_init(&l.lock, NULL);
-    begin(&l, weights, own_head);
-    int rc = prepare(&l) || read_all(&l) ? -1 : 0;
+    begin(&l, weights);
+    int rc = leave_out_shared(&l) || prepare(&l) || read_all(&l) ? -1 : 0;
     pthread_mutex_destroy(&l.lock);
     safetensors_close(files->st);
-    return end(&l, weights, own_head, rc);
+    return end(&l, weights, rc);
+}
+
+int weights_count_mtp(const struct model_config *config, const char *dir, int32_t *count,
+                      struct error *err)
+{
+    struct model_config all = *config;
+    struct loader l = {.config = &all};
+    struct model_weights weights;
+
+    *count = 0;
+    all.mtp_layers = config->mtp_declared;
+    l.files.st = safetensors_open(dir, err);
+    if (!l.files.st)
+        return -1;
+    l.files.names = weight_names_find(&all, l.files.st);
+    begin(&l, &weights);
+    for (int i = 0; i < l.list.n; i++) {
+        const struct weight_item *item = &l.list.items[i];
+        int32_t after = item->layer - config->layers + 1;
+        if (after > *count && weight_is_stored(&l.files.names, l.files.st, item))
+            *count = after;
+    }
+    safetensors_close(l.files.st);
+    free_lists(&l, &weights);
+    return 0;
 }
 
 /* ---- without a checkpoint ----------------------------------------------------------------- */
@@ -439,7 +515,8 @@ int weights_random(struct model_weights *weights, const struct model_config *con
     int64_t shape[TENSOR_MAX_RANK];
     int rc = 0;
 
-    begin(&l, weights, !config->tie_embeddings);
+    begin(&l, weights);
+    leave_out_all(&l);
     enum dtype *dtypes = random_dtypes(&l);
     for (int i = 0; i < l.list.n && rc == 0; i++) {
         struct weight_item *item = &l.list.items[i];
@@ -451,7 +528,7 @@ int weights_random(struct model_weights *weights, const struct model_config *con
             rc = error_set(err, "loading the model was cancelled");
     }
     free(dtypes);
-    return end(&l, weights, !config->tie_embeddings, rc);
+    return end(&l, weights, rc);
 }
 
 uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes,
@@ -462,7 +539,8 @@ uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes,
     struct loader l = {.config = config, .be = &keeps};
     uint64_t bytes = 0;
 
-    begin(&l, &weights, !config->tie_embeddings);
+    begin(&l, &weights);
+    leave_out_all(&l);
     enum dtype *dtypes = random_dtypes(&l);
     for (int i = 0; i < l.list.n; i++) {
         const struct weight_item *item = &l.list.items[i];
@@ -476,8 +554,7 @@ uint64_t weights_bytes(const struct model_config *config, size_t matrix_bytes,
             bytes += n * (item->use == WEIGHT_EXACT ? sizeof(float) : matrix_bytes);
     }
     free(dtypes);
-    weight_list_free(&l.list);
-    free(weights.layers);
+    free_lists(&l, &weights);
     return bytes;
 }
 
@@ -490,26 +567,37 @@ static void release(struct backend *be, struct tensor *t)
     t->data = NULL;
 }
 
-/* The weights of a layer are tensors and nothing else. */
-static void free_layer(struct layer_weights *w, struct backend *be)
+/* A struct of tensors and nothing else. */
+static void release_all(struct backend *be, void *tensors, size_t bytes)
 {
-    struct tensor *all = (struct tensor *)w;
+    struct tensor *all = tensors;
 
-    _Static_assert(sizeof(*w) % sizeof(*all) == 0, "no other member");
-    for (size_t i = 0; i < sizeof(*w) / sizeof(*all); i++)
+    ASSERT(bytes % sizeof(*all) == 0);
+    for (size_t i = 0; i < bytes / sizeof(*all); i++)
         release(be, &all[i]);
 }
 
 void weights_free(struct model_weights *weights, const struct model_config *config,
                   struct backend *be)
 {
-    if (weights->lm_head.data == weights->embed.data) /* tied: one memory, freed once */
+    /* What is shared is one memory, freed once. */
+    for (int i = 0; weights->mtp && i < config->mtp_layers; i++) {
+        struct mtp_weights *m = &weights->mtp[i];
+        if (m->embed.data == weights->embed.data)
+            m->embed.data = NULL;
+        if (m->lm_head.data == weights->lm_head.data)
+            m->lm_head.data = NULL;
+        release_all(be, m, sizeof(*m));
+    }
+    if (weights->lm_head.data == weights->embed.data)
         weights->lm_head.data = NULL;
     release(be, &weights->embed);
     release(be, &weights->final_norm);
     release(be, &weights->lm_head);
-    for (int n = 0; weights->layers && n < config->layers; n++)
-        free_layer(&weights->layers[n], be);
+    for (int n = 0; weights->layers && n < model_config_all_layers(config); n++)
+        release_all(be, &weights->layers[n], sizeof(weights->layers[n]));
     free(weights->layers);
+    free(weights->mtp);
     weights->layers = NULL;
+    weights->mtp = NULL;
 }

@@ -38,11 +38,22 @@ struct layer_weights {
     struct tensor gate, up, down; /* (i, d), (i, d), (d, i) */
 };
 
+/* What a layer of multi-token prediction has beside those. */
+struct mtp_weights {
+    struct tensor embed_norm;  /* (d) enorm */
+    struct tensor hidden_norm; /* (d) hnorm */
+    struct tensor join;        /* (d, 2 d) eh_proj: of an embedding, then of a hidden state */
+    struct tensor final_norm;  /* (d) shared_head.norm */
+    struct tensor embed;       /* (V, d); this and the next are the model's own memory when they */
+    struct tensor lm_head;     /* (V, d); are not stored, or are the same again */
+};
+
 struct model_weights {
-    struct tensor embed;      /* (V, d) */
-    struct tensor final_norm; /* (d) */
-    struct tensor lm_head;    /* (V, d); the same memory as `embed` when tied and not stored */
-    struct layer_weights *layers;
+    struct tensor embed;          /* (V, d) */
+    struct tensor final_norm;     /* (d) */
+    struct tensor lm_head;        /* (V, d); the same memory as `embed` when tied and not stored */
+    struct layer_weights *layers; /* (layers + mtp_layers) */
+    struct mtp_weights *mtp;      /* (mtp_layers) */
 };
 
 /* Reads every tensor the config asks for from the checkpoint folder, checks shapes, dequantises
@@ -59,6 +70,11 @@ int weights_load(struct model_weights *weights, const struct model_config *confi
  * of a size that keeps activations in range. */
 int weights_random(struct model_weights *weights, const struct model_config *config,
                    struct backend *be, const atomic_int *cancel, struct error *err);
+
+/* How many of the layers of multi-token prediction that the config declares have tensors in the
+ * folder, any at all, counted up to the last that has. */
+int weights_count_mtp(const struct model_config *config, const char *dir, int32_t *count,
+                      struct error *err);
 
 void weights_free(struct model_weights *weights, const struct model_config *config,
                   struct backend *be);

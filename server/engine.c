@@ -206,7 +206,7 @@ static int load(struct engine *e, struct error *err)
              e->dir, info->config.model_type, info->backend,
              (long long)info->load_us[LOAD_TOTAL] / 1000, (long long)text.us / 1000,
              info->max_model_len, info->kv_pages, KV_PAGE_TOKENS,
-             model_kv_token_bytes(&info->config, core->be->kv_dtype));
+             model_kv_token_bytes(&core->config, core->be->kv_dtype));
     return 0;
 }
 

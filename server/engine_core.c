@@ -220,12 +220,16 @@ static int size_cache(struct engine_core *core, const struct options *o, struct 
 int engine_core_load(struct engine_core *core, const struct options *o, const char *path,
                      int32_t slots, const atomic_int *cancel, struct error *err)
 {
-    const struct model_config *config = &core->config;
+    struct model_config *config = &core->config;
     int64_t opened, loaded, reserved, *us = core->load_us, start = clock_us();
 
     if (o->max_model_len > config->max_positions)
         return error_set(err, "--max-model-len %lld is more than the model's %d positions",
                          (long long)o->max_model_len, config->max_positions);
+    if (o->load_mtp && model_want_mtp(config, o->dummy_weights ? NULL : path, err))
+        return -1;
+    if (o->load_mtp && config->mtp_layers == 0)
+        log_warning("--load-mtp: this model has no layers of multi-token prediction");
     if (open_backend(core, o, slots, err) || check_weights_fit(core, o, err))
         return -1;
     /* What the options alone decide is refused before the weights are read. */

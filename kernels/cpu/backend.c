@@ -161,6 +161,7 @@ static const struct backend_ops cpu_ops = {
     .identity_experts = cpu_identity_experts,
     .moe = cpu_moe,
     .add = cpu_add,
+    .concat = cpu_concat,
     .gather_logit_rows = cpu_gather_logit_rows,
     .sampler_open = cpu_sampler_open,
     .sampler_close = cpu_sampler_close,

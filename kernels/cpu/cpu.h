@@ -244,6 +244,7 @@ void cpu_moe(struct backend *be, struct tensor out, struct tensor residual, stru
              struct tensor ids, struct tensor weights, const struct moe_weights *experts,
              const struct ffn_weights *shared);
 void cpu_add(struct backend *be, struct tensor sum, struct tensor x);
+void cpu_concat(struct backend *be, struct tensor out, struct tensor a, struct tensor b);
 void cpu_gather_logit_rows(struct backend *be, struct tensor out, struct tensor x);
 
 void cpu_sampler_open(struct backend *be, int32_t slot, const struct sampling_params *params,

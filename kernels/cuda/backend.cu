@@ -124,6 +124,7 @@ static const struct backend_ops cuda_ops = {
     .identity_experts = cuda_identity_experts,
     .moe = cuda_moe,
     .add = cuda_add,
+    .concat = cuda_concat,
     .gather_logit_rows = cuda_gather_logit_rows,
     .sampler_open = cuda_sampler_open,
     .sampler_close = cuda_sampler_close,

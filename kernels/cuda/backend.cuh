@@ -250,6 +250,7 @@ void cuda_scale_by_position(struct backend *be, struct tensor x, float beta, int
 void cuda_identity_experts(struct backend *be, struct tensor out, struct tensor x,
                            struct tensor ids, struct tensor weights, int32_t experts);
 void cuda_add(struct backend *be, struct tensor sum, struct tensor x);
+void cuda_concat(struct backend *be, struct tensor out, struct tensor a, struct tensor b);
 int cuda_sampler_init(struct cuda_backend *cu, struct error *err);
 void cuda_sampler_free(struct cuda_backend *cu);
 /* What the sampling kernels read of a logit row; see sample.cuh. */

@@ -1,5 +1,5 @@
-/* What goes through rows element by element: sums, queries scaled by position, and the experts that
- * give their input back. 8 values a thread and turn. */
+/* What goes through rows element by element: sums, rows put side by side, queries scaled by
+ * position, and the experts that give their input back. 8 values a thread and turn. */
 #include "kernels/cuda/backend.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -29,6 +29,19 @@ static __global__ void __launch_bounds__(THREADS) add_kernel(bf16 *sum, const bf
     launch_next();
     if (i < n)
         add_to(sum + i, x + i, 1);
+}
+
+/* out (T, m + n), a (T, m), b (T, n): a block a row. */
+static __global__ void __launch_bounds__(THREADS)
+    concat_kernel(bf16 *out, const bf16 *a, const bf16 *b, int m, int n)
+{
+    const int64_t row = blockIdx.x;
+
+    launch_wait();
+    launch_next();
+    for (int i = threadIdx.x * VECTOR; i < m + n; i += THREADS * VECTOR)
+        *(values *)(out + row * (m + n) + i) =
+            *(const values *)(i < m ? a + row * m + i : b + row * n + i - m);
 }
 
 /* x (T, n): a block a row. */
@@ -87,6 +100,19 @@ void cuda_add(struct backend *be, struct tensor sum, struct tensor x)
     if (n > 0)
         CUDA_CHECK(cu, launch_early(add_kernel, dim3((unsigned)blocks), dim3(THREADS), 0,
                                     cu->stream, cuda_bf16(&sum), cuda_bf16(&x), n));
+}
+
+void cuda_concat(struct backend *be, struct tensor out, struct tensor a, struct tensor b)
+{
+    struct cuda_backend *cu = cuda_backend(be);
+    int rows = (int)a.shape[0], m = (int)cuda_last_dim(&a), n = (int)cuda_last_dim(&b);
+
+    cuda_settle(cu);
+    ASSERT(b.shape[0] == rows && out.shape[0] == rows && cuda_last_dim(&out) == m + n);
+    ASSERT(m % VECTOR == 0 && n % VECTOR == 0);
+    if (rows > 0)
+        CUDA_CHECK(cu, launch_early(concat_kernel, dim3(rows), dim3(THREADS), 0, cu->stream,
+                                    cuda_bf16(&out), cuda_bf16(&a), cuda_bf16(&b), m, n));
 }
 
 void cuda_scale_by_position(struct backend *be, struct tensor x, float beta, int32_t every)

@@ -270,7 +270,7 @@ int cuda_begin(struct backend *be, const struct batch *batch)
     ASSERT(batch->n_rows > 0 && batch->n_rows <= cu->limits.max_rows && !cu->capturing);
     ASSERT(cu->n_flights < BACKEND_MAX_STEPS);
     step->sparse = is_sparse(cu, batch);
-    if (is_decode(batch))
+    if (is_decode(batch) && !batch->draft)
         graph = cuda_graph_for(cu, batch->n_rows, step->sparse);
     if (graph)
         counts = {graph->rows, graph->rows, graph->rows, batch->n_pages};

@@ -122,6 +122,18 @@ static void test_add(pair &p, int64_t rows, int64_t n)
     twin_free(p, {&sum, &x});
 }
 
+static void test_concat(pair &p, int64_t rows, int64_t m, int64_t n)
+{
+    twin a = twin_random(p, 1, rows, m), b = twin_random(p, 2, rows, n);
+    twin out = twin_out(p, rows, m + n);
+
+    p.cpu->ops->concat(p.cpu, out.cpu, a.cpu, b.cpu);
+    p.gpu->ops->concat(p.gpu, out.gpu, a.gpu, b.gpu);
+    printf("concat (%lld, %lld + %lld): %.1e\n", (long long)rows, (long long)m, (long long)n,
+           compare(p, "concat", out, 0));
+    twin_free(p, {&a, &b, &out});
+}
+
 static void test_moe(int64_t rows, backend_shapes shapes)
 {
     pair p = open_pair();
@@ -361,6 +373,8 @@ int main(void)
     test_identity_experts(p, 3, 48);
     test_add(p, 37, 7168);
     test_add(p, 1, 48);
+    test_concat(p, 37, 7168, 7168);
+    test_concat(p, 1, 48, 16);
     test_scale_by_position(p);
     pair_close(&p);
 

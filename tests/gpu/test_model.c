@@ -103,6 +103,7 @@ static struct runner open_model(const char *dir, bool gpu)
         .kv_dtype = gpu ? kv_dtype : DTYPE_F32};
 
     must(model_config_load(&r.config, dir, &err) == 0, dir, &err);
+    must(model_want_mtp(&r.config, dir, &err) == 0, dir, &err);
     options.vocab_size = r.config.vocab_size;
     r.be = gpu ? backend_cuda_open(&options, &err) : backend_cpu_open(&options);
     must(r.be != NULL, dir, &err);
@@ -175,14 +176,16 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The median; it, and the rows far above it, must be few enough. */
-static double check_noise(double *rows, int32_t n, const char *name, const char *what)
+/* The median; it, and the rows far above it, must be few enough. `passes`: one after the other,
+ * each with the noise of one. */
+static double check_noise(double *rows, int32_t n, int32_t passes, const char *name,
+                          const char *what)
 {
     double median, limit = kv_dtype == DTYPE_BF16 ? MAX_NOISE : MAX_NOISE_FP8;
-    double most = chosen ? MAX_REROUTED_CHOSEN : MAX_REROUTED;
+    double most = passes * (chosen ? MAX_REROUTED_CHOSEN : MAX_REROUTED);
     int32_t rerouted = 0;
 
-    limit = chosen ? MAX_NOISE_CHOSEN : limit;
+    limit = passes * (chosen ? MAX_NOISE_CHOSEN : limit);
 
     qsort(rows, (size_t)n, sizeof(*rows), by_size);
     median = rows[(n - 1) / 2];
@@ -223,8 +226,8 @@ static void check_prompt(struct runner *r, const struct expected *e, const char 
         cut[i] = row_noise(run(r, e->tokens, middle, end, false), want, vocab);
     }
     printf("  %-40s %s", name, kv_dtype == DTYPE_BF16 ? "bf16" : "FP8 ");
-    check_noise(whole, e->n_positions, name, "prompt");
-    check_noise(cut, e->n_positions, name, "in two");
+    check_noise(whole, e->n_positions, 1, name, "prompt");
+    check_noise(cut, e->n_positions, 1, name, "in two");
 }
 
 /* The reference's own continuation step by step, decoded on the GPU and on the CPU. Returns the
@@ -246,7 +249,7 @@ static double check_forced(struct runner *gpu, struct runner *cpu, const struct 
         margin[i] = ((double)reference[want] - reference[token]) / deviation(reference, vocab);
         differing += token != want;
     }
-    double median = check_noise(sorted, n, name, "decoding");
+    double median = check_noise(sorted, n, 1, name, "decoding");
     printf("; %d of %d forced tokens agree", n - differing, n);
     if (chosen && differing > MAX_OTHER_CHOSEN * n) {
         failures++;
@@ -360,6 +363,67 @@ static void check_again(struct runner *r, const struct expected *e, const char *
     free(first);
 }
 
+/* Rows of a layer of multi-token prediction at positions [from, to) of sequence 0, after those of
+ * the pass before, or its logit row. The logits of the last one are in r->logits. */
+static const float *draft(struct runner *r, const int32_t *next_tokens, int32_t from, int32_t to,
+                          bool absorbed)
+{
+    struct error err;
+    struct model_hidden before = model_hidden(r->model, r->batch[0]);
+    struct batch_seq seq = {
+        .n_rows = to - from, .kv_len = to, .absorbed = absorbed, .wants_logits = 1};
+
+    batch_clear(r->batch[0]);
+    batch_add(r->batch[0], seq, next_tokens, r->pages[0], 0);
+    r->batch[0]->draft = 1;
+    struct tensor logits =
+        model_draft(r->model, r->batch[0], 0, to - from == 1 ? before.logit_rows : before.rows);
+    must(r->be->ops->finish(r->be, &err) == 0, "draft", &err);
+    r->be->ops->download(r->be, r->logits, &logits);
+    return r->logits;
+}
+
+/* Guesses along the sequence, prompt in chunks and then decoded, and the layer's own chain of them,
+ * against those of the oracle (tests/vectors/make_mtp.py says what they are). */
+static void check_drafts(struct runner *r, const struct expected *e, const char *dir)
+{
+    struct error err;
+    char *path = path_join(dir, "drafts.json"), *values_path = path_join(dir, "drafts.f32");
+    struct json *root = json_parse_file(path, 1 << 20, &err);
+    int32_t positions[64], chain[16], vocab = r->config.vocab_size, n = 0;
+    struct buffer values;
+    double noise[80];
+
+    must(root != NULL, path, &err);
+    buffer_init(&values, 1 << 24);
+    must(file_read(values_path, &values, &err) == 0, values_path, &err);
+    const float *want = (const float *)values.data;
+    int32_t n_positions = read_ids(json_get(root, "positions"), positions, 64);
+    int32_t n_chain = read_ids(json_get(json_get(root, "chain"), "tokens"), chain, 16);
+    int32_t chain_after = (int32_t)json_number(json_get(json_get(root, "chain"), "after"));
+    for (int32_t from = 0, to; from <= positions[n_positions - 1]; from = to) {
+        bool decode = from >= e->n_prompt;
+        to = decode || positions[n] >= e->n_prompt ? from + 1 : positions[n] + 1;
+        run(r, e->tokens, from, to, decode);
+        const float *got = draft(r, e->tokens + from + 1, from, to, decode);
+        if (to == positions[n] + 1) {
+            noise[n] = row_noise(got, want + n * vocab, vocab);
+            n++;
+        }
+        for (int32_t i = 0; to == chain_after + 1 && i < n_chain; i++) {
+            got = draft(r, &chain[i], to + i, to + i + 1, true);
+            noise[n_positions + i] = row_noise(got, want + (n_positions + i) * vocab, vocab);
+        }
+    }
+    /* The median one has been through the layer three times. */
+    check_noise(noise + n_positions, n_chain, 4, dir, "chained drafts");
+    check_noise(noise, n_positions, 2, dir, "drafts");
+    buffer_free(&values);
+    json_free(root);
+    free(path);
+    free(values_path);
+}
+
 static void check_checkpoint(const char *checkpoint, const char *vectors)
 {
     struct runner gpu = open_model(checkpoint, true);
@@ -373,6 +437,8 @@ static void check_checkpoint(const char *checkpoint, const char *vectors)
     check_free(&gpu, &cpu, &e, 3, noise, vectors);
     check_free(&gpu, &cpu, &e, SEQS, noise, vectors);
     check_again(&gpu, &e, vectors);
+    if (gpu.config.mtp_layers > 0)
+        check_drafts(&gpu, &e, vectors);
     printf("\n");
     free(e.logits);
     close_model(&gpu);
@@ -391,17 +457,42 @@ static void check_tiny(const char *name)
 int main(int argc, char **argv)
 {
     static const char *const tiny[] = {
-        "v2_lite",       "v2_group_yarn_bf16", "v2_all_moe",
-        "v3_group_yarn", "v3_moonlight_f16",   "v3_fp8",
-        "v3_bias_tied",  "v3_dense_long",      "v3_yarn_ratio",
-        "mistral4",      "mistral4_fp8",       "mistral_large_3",
-        "minicpm3",      "minicpm3_scaled",    "longcat_flash",
-        "axk1",          "axk1_deep",          "longcat_flash_wide",
-        "sarvam_mla",    "kimi_k25",           "sarvam_mla_one_group",
-        "v32",           "glm_moe_dsa",        "glm_moe_dsa_short",
-        "v32_fp8",       "glm_moe_dsa_fp8",    "v3_fp8_channel",
-        "kimi_k2_int4",  "kimi_k25_int4",      "v3_int4_channel",
+        "v2_lite",
+        "v2_group_yarn_bf16",
+        "v2_all_moe",
+        "v3_group_yarn",
+        "v3_moonlight_f16",
+        "v3_fp8",
+        "v3_bias_tied",
+        "v3_dense_long",
+        "v3_yarn_ratio",
+        "mistral4",
+        "mistral4_fp8",
+        "mistral_large_3",
+        "minicpm3",
+        "minicpm3_scaled",
+        "longcat_flash",
+        "axk1",
+        "axk1_deep",
+        "longcat_flash_wide",
+        "sarvam_mla",
+        "kimi_k25",
+        "sarvam_mla_one_group",
+        "v32",
+        "glm_moe_dsa",
+        "glm_moe_dsa_short",
+        "v32_fp8",
+        "glm_moe_dsa_fp8",
+        "v3_fp8_channel",
+        "kimi_k2_int4",
+        "kimi_k25_int4",
+        "v3_int4_channel",
         "v3_int4_g128",
+        "mtp_v3",
+        "mtp_v3_fp8",
+        "mtp_v32",
+        "mtp_longcat",
+        "mtp_glm4_moe_lite",
     };
     bool demo = argc > 1 && strcmp(argv[1], "demo") == 0;
 

@@ -106,6 +106,21 @@ def test_a_shape_alone_is_served_with_made_up_weights(start: Start, tmp_path: Pa
     assert first.post(CHAT, {"messages": [{"role": "user", "content": "?"}]}).status == 400
 
 
+def test_multi_token_prediction_is_loaded_when_asked_for_and_changes_no_answer(
+    start: Start, tmp_path: Path
+) -> None:
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(SMALL | {"num_nextn_predict_layers": 1}))
+    without, with_it = (start("--dummy-weights", *f, model=path) for f in ([], ["--load-mtp"]))
+    request = {"prompt": "Grüße", "max_tokens": 20, **GREEDY}
+    assert with_it.text(**request) == without.text(**request)
+    row = 4 * (SMALL["kv_lora_rank"] + SMALL["qk_rope_head_dim"])
+    for server, layers in ((without, 3), (with_it, 4)):
+        assert f"{layers * row} bytes" in server.log()
+        assert "multi-token" not in server.log()
+    assert "no layers of multi-token prediction" in start("--load-mtp").log()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -3,6 +3,7 @@
 #include "tests/unit/unit.h"
 
 #include "model/config.h"
+#include "model/model.h"
 #include "tests/unit/folder.h"
 
 #include <math.h>
@@ -185,6 +186,31 @@ START_TEST(test_v3_is_read_as_released)
     assert_near(c.mla.softmax_scale, 0.1352337788608801);
     assert_near(c.rope.magnitude, 1);
     assert_near(c.rope.inv_freq[15], 0.0083345091);
+}
+END_TEST
+
+/* DeepSeek-V3's layer of multi-token prediction: 11.5e9 parameters, by its README_WEIGHTS.md, and
+ * eh_proj. */
+START_TEST(test_multi_token_prediction_is_declared_but_not_wanted)
+{
+    const struct backend keeps = {.keeps_fp8 = 1};
+    struct model_config c = load_good(V3, "", NULL);
+    struct error err;
+
+    ck_assert_int_eq(c.mtp_declared, 1);
+    ck_assert_int_eq(c.mtp_layers, 0);
+    ck_assert(c.is_moe[61] && !c.is_moe[62] && !c.has_indexer[61]);
+    double before = (double)model_weight_bytes(&c, 2, NULL);
+    double kept = (double)model_weight_bytes(&c, 2, &keeps);
+    ck_assert_int_eq(model_want_mtp(&c, NULL, &err), 0);
+    ck_assert_double_eq_tol((double)model_weight_bytes(&c, 2, NULL) - before, 2 * 11.6e9, 0.05e9);
+    ck_assert_double_eq_tol((double)model_weight_bytes(&c, 2, &keeps) - kept, 11.75e9, 0.05e9);
+
+    ck_assert_int_eq(load_good(MOONLIGHT, "", NULL).mtp_declared, 0);
+    ck_assert_int_eq(load_good(V2_LITE, "", NULL).mtp_declared, 0);
+    ck_assert_int_eq(load_good(V3, ", \"num_nextn_predict_layers\": null", NULL).mtp_declared, 0);
+    assert_refused(V3, ", \"num_nextn_predict_layers\": 196", NULL, "\"num_nextn_predict_layers\"");
+    assert_refused(V3, ", \"num_nextn_predict_layers\": -1", NULL, "\"num_nextn_predict_layers\"");
 }
 END_TEST
 
@@ -585,6 +611,7 @@ static void add_tests(TCase *t)
 {
     tcase_add_test(t, test_v2_lite_is_read_as_released);
     tcase_add_test(t, test_v3_is_read_as_released);
+    tcase_add_test(t, test_multi_token_prediction_is_declared_but_not_wanted);
     tcase_add_test(t, test_moonlight_is_read_as_released);
     tcase_add_test(t, test_kimi_k2_is_read_as_released);
     tcase_add_test(t, test_joyai_uses_the_v3_graph);

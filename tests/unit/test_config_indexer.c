@@ -85,6 +85,8 @@ START_TEST(test_v32_is_read_as_released)
     /* In bf16 a key of 128 values beside each of the 61 rows of 576. */
     ck_assert_uint_eq(model_kv_token_bytes(&c, DTYPE_BF16), 61 * (1152 + 256));
     ck_assert_uint_eq(model_kv_token_bytes(&c, DTYPE_F8_E4M3), 61 * (656 + 256));
+    c.mtp_layers = c.mtp_declared;
+    ck_assert_uint_eq(model_kv_token_bytes(&c, DTYPE_BF16), 62 * (1152 + 256));
 }
 END_TEST
 

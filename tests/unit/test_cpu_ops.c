@@ -572,6 +572,21 @@ START_TEST(test_add_and_scale_by_position)
 }
 END_TEST
 
+START_TEST(test_concat_puts_rows_side_by_side)
+{
+    struct backend *be = open_cpu(1);
+    struct tensor a = random_tensor(be, 1, 3, 2), b = random_tensor(be, 2, 3, 5);
+    struct tensor out = random_tensor(be, 3, 3, 7);
+
+    be->ops->concat(be, out, a, b);
+    for (int64_t i = 0; i < 21; i++)
+        ck_assert_float_eq(f32_of(&out, i), i % 7 < 2 ? f32_of(&a, i / 7 * 2 + i % 7)
+                                                      : f32_of(&b, i / 7 * 5 + i % 7 - 2));
+    RELEASE(be, &a, &b, &out);
+    be->ops->close(be);
+}
+END_TEST
+
 static void add(TCase *t)
 {
     tcase_add_test(t, test_linear_is_x_times_weight_transposed);
@@ -592,6 +607,7 @@ static void add(TCase *t)
     tcase_add_test(t, test_identity_experts_give_their_input_back_and_leave_the_rest_to_moe);
     tcase_add_test(t, test_route_ranks_identity_experts_with_the_others);
     tcase_add_test(t, test_add_and_scale_by_position);
+    tcase_add_test(t, test_concat_puts_rows_side_by_side);
 }
 
 UNIT_MAIN("cpu_ops", add)

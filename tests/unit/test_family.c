@@ -237,6 +237,7 @@ START_TEST(test_longcat_has_two_layers_to_one_of_its_file)
     ck_assert_int_eq(c.router.identity, 256);
     ck_assert_int_eq(c.router.top_k, 12);
     ck_assert(c.router.normalize == 0 && c.router_bias && c.shared_intermediate == 0);
+    ck_assert(c.mtp_declared == 1 && !c.is_moe[56]);
     near(c.norm_scale.q, 2);
     near(c.norm_scale.kv, sqrt(12));
     c = good("config.json", LONGCAT, ", \"mla_scale_q_lora\": false");

@@ -23,6 +23,13 @@ struct expected {
     float *logits; /* (n_positions, vocab) */
 };
 
+/* Those of a layer of multi-token prediction: see tests/vectors/make_mtp.py. */
+struct drafts {
+    int32_t positions[64], chain[16];
+    int32_t n_positions, n_chain, chain_after;
+    float *logits; /* (n_positions + n_chain, vocab) */
+};
+
 struct runner {
     struct backend *be;
     struct model_config config;
@@ -42,32 +49,60 @@ static int32_t read_ids(const struct json *list, int32_t *out, int32_t max)
     return n;
 }
 
+static struct json *read_json(const char *dir, const char *name)
+{
+    struct error err;
+    char *path = path_join(dir, name);
+    struct json *root = json_parse_file(path, 1 << 20, &err);
+
+    ck_assert_msg(root != NULL, "%s", root ? "" : err.message);
+    free(path);
+    return root;
+}
+
+/* (rows, vocab) of the file that `name` names. */
+static float *read_values(const char *dir, const struct json *name, int32_t rows, int32_t vocab)
+{
+    struct error err;
+    struct buffer values;
+    char *path = path_join(dir, json_string(name));
+
+    buffer_init(&values, 1 << 24);
+    ck_assert_int_eq(file_read(path, &values, &err), 0);
+    ck_assert_uint_eq(values.len, (size_t)rows * (size_t)vocab * sizeof(float));
+    free(path);
+    return (float *)values.data;
+}
+
 static struct expected read_expected(const char *dir, int32_t vocab)
 {
     struct expected e = {0};
-    struct error err;
-    char *path = path_join(dir, "expected.json");
-    struct json *root = json_parse_file(path, 1 << 20, &err);
-    struct buffer values;
+    struct json *root = read_json(dir, "expected.json");
 
-    ck_assert_msg(root != NULL, "%s", root ? "" : err.message);
     const struct json *logits = json_get(root, "logits");
     e.n_prompt = read_ids(json_get(root, "prompt"), e.tokens, MAX_TOKENS);
     e.n_greedy = read_ids(json_get(root, "greedy"), e.tokens + e.n_prompt, MAX_TOKENS - e.n_prompt);
     e.n_positions = read_ids(json_get(logits, "positions"), e.positions, 64);
-    free(path);
-
-    path = path_join(dir, json_string(json_get(logits, "values")));
-    buffer_init(&values, 1 << 24);
-    ck_assert_int_eq(file_read(path, &values, &err), 0);
-    ck_assert_uint_eq(values.len, (size_t)e.n_positions * (size_t)vocab * sizeof(float));
-    e.logits = (float *)values.data;
-    free(path);
+    e.logits = read_values(dir, json_get(logits, "values"), e.n_positions, vocab);
     json_free(root);
     return e;
 }
 
-static struct runner open_model(const char *dir)
+static struct drafts read_drafts(const char *dir, int32_t vocab)
+{
+    struct drafts d = {0};
+    struct json *root = read_json(dir, "drafts.json");
+    const struct json *chain = json_get(root, "chain");
+
+    d.n_positions = read_ids(json_get(root, "positions"), d.positions, 64);
+    d.n_chain = read_ids(json_get(chain, "tokens"), d.chain, 16);
+    d.chain_after = (int32_t)json_number(json_get(chain, "after"));
+    d.logits = read_values(dir, json_get(root, "values"), d.n_positions + d.n_chain, vocab);
+    json_free(root);
+    return d;
+}
+
+static struct runner open_model(const char *dir, bool mtp)
 {
     struct runner r = {0};
     struct error err;
@@ -75,6 +110,7 @@ static struct runner open_model(const char *dir)
     struct batch_limits limits = {.max_rows = MAX_ROWS, .max_seqs = 4, .max_pages = MAX_PAGES};
 
     ck_assert_msg(model_config_load(&r.config, dir, &err) == 0, "%s", err.message);
+    ck_assert_int_eq(mtp ? model_want_mtp(&r.config, dir, &err) : 0, 0);
     r.be = backend_cpu_open(&(struct backend_options){
         .threads = 2, .slots = 1, .vocab_size = r.config.vocab_size, .limits = limits});
     r.model = model_load(dir, &r.config, r.be, &cancel, &err);
@@ -136,7 +172,7 @@ static double difference(const float *got, const float *want, int32_t n)
 /* Prompt logits, with the prompt in one chunk and in uneven ones; then greedy tokens. */
 static void check_checkpoint(const char *checkpoint, const char *vectors)
 {
-    struct runner r = open_model(checkpoint);
+    struct runner r = open_model(checkpoint, false);
     struct expected e = read_expected(vectors, r.config.vocab_size);
     int32_t vocab = r.config.vocab_size;
     double worst = 0;
@@ -164,6 +200,92 @@ static void check_checkpoint(const char *checkpoint, const char *vectors)
     free(e.logits);
     close_model(&r);
 }
+
+/* Runs rows of a layer of multi-token prediction at positions [from, to) after those of the model,
+ * or of the layer: row i of the pass before, or its logit row. Returns the logits of the last. */
+static const float *draft(struct runner *r, const int32_t *next_tokens, int32_t from, int32_t to,
+                          bool absorbed)
+{
+    struct error err;
+    struct model_hidden before = model_hidden(r->model, r->batch);
+    struct batch_seq seq = {
+        .n_rows = to - from, .kv_len = to, .absorbed = absorbed, .wants_logits = 1};
+
+    batch_clear(r->batch);
+    batch_add(r->batch, seq, next_tokens, r->pages, 0);
+    r->batch->draft = 1;
+    struct tensor logits =
+        model_draft(r->model, r->batch, 0, to - from == 1 ? before.logit_rows : before.rows);
+    ck_assert_int_eq(r->be->ops->finish(r->be, &err), 0);
+    return logits.data;
+}
+
+/* The layer's own guesses after position d->chain_after, each from the one before. */
+static double check_chain(struct runner *r, const struct drafts *d, const float *logits)
+{
+    int32_t vocab = r->config.vocab_size;
+    double worst = 0;
+
+    for (int32_t i = 0; i < d->n_chain; i++) {
+        int32_t at = d->chain_after + 1 + i;
+        ck_assert_int_eq(largest(logits, vocab), d->chain[i]);
+        logits = draft(r, &d->chain[i], at, at + 1, true);
+        double off = difference(logits, d->logits + (d->n_positions + i) * vocab, vocab);
+        worst = off > worst || isnan(off) ? off : worst;
+    }
+    return worst;
+}
+
+/* The prompt in two chunks, each through model and layer, then token by token. What the chain
+ * leaves in the cache is overwritten. */
+static void check_drafts(const char *dir)
+{
+    struct runner r = open_model(dir, true);
+    struct expected e = read_expected(dir, r.config.vocab_size);
+    struct drafts d = read_drafts(dir, r.config.vocab_size);
+    int32_t vocab = r.config.vocab_size, next = 0;
+    double worst = 0, worst_chain = 0;
+
+    ck_assert_int_eq(r.config.mtp_layers, 1);
+    for (int32_t from = 0, to; from + 1 < e.n_prompt + e.n_greedy; from = to) {
+        bool decode = from >= e.n_prompt;
+        to = decode || next == d.n_positions || d.positions[next] >= e.n_prompt
+                 ? from + 1
+                 : d.positions[next] + 1;
+        run(&r, e.tokens, from, to, decode);
+        const float *logits = draft(&r, e.tokens + from + 1, from, to, decode);
+        if (next < d.n_positions && to == d.positions[next] + 1) {
+            double off = difference(logits, d.logits + next++ * vocab, vocab);
+            worst = off > worst || isnan(off) ? off : worst;
+        }
+        if (to == d.chain_after + 1)
+            worst_chain = check_chain(&r, &d, logits);
+    }
+    ck_assert_int_eq(next, d.n_positions);
+    ck_assert_msg(worst <= 1e-4 && worst_chain <= 1e-4, "%s: drafts differ by %g, chained by %g",
+                  dir, worst, worst_chain);
+    printf("  %-44s %d rows of drafts within %.1e of the range, %d chained within %.1e\n", dir,
+           d.n_positions, worst, d.n_chain, worst_chain);
+    free(e.logits);
+    free(d.logits);
+    close_model(&r);
+}
+
+static const char *const with_mtp[] = {
+    "mtp_v3", "mtp_v3_fp8", "mtp_glm4_moe_lite", "mtp_v32", "mtp_longcat",
+};
+
+/* The model is the same with the layer left out, and the layer's guesses are those of the oracle.
+ */
+START_TEST(test_multi_token_prediction_equals_transformers_layers)
+{
+    char *dir = path_join("tests/vectors/tiny", with_mtp[_i]);
+
+    check_checkpoint(dir, dir);
+    check_drafts(dir);
+    free(dir);
+}
+END_TEST
 
 static const char *const tiny[] = {
     "v2_lite",
@@ -220,6 +342,8 @@ static void add_tests(TCase *tcase)
 {
     tcase_add_loop_test(tcase, test_tiny_checkpoint_equals_transformers, 0,
                         sizeof(tiny) / sizeof(tiny[0]));
+    tcase_add_loop_test(tcase, test_multi_token_prediction_equals_transformers_layers, 0,
+                        sizeof(with_mtp) / sizeof(with_mtp[0]));
     tcase_add_test(tcase, test_demo_model_equals_transformers);
 }
 

@@ -47,6 +47,26 @@ START_TEST(test_known_shapes_have_the_size_of_the_released_models)
 }
 END_TEST
 
+/* A layer as its others, eh_proj, and norms; the vocabulary's matrices are shared. */
+START_TEST(test_multi_token_prediction_counts_when_it_is_wanted)
+{
+    struct model_config config;
+    struct error err;
+
+    ck_assert_int_eq(model_config_load(&config, "config/models/glm-4.7-flash.json", &err), 0);
+    double before = (double)model_weight_bytes(&config, 2, NULL), d = 2048;
+    struct step_cost cost = decode_cost(&config, 4, 1000, DTYPE_BF16);
+    ck_assert_int_eq(model_want_mtp(&config, NULL, &err), 0);
+    ck_assert_int_eq(config.mtp_layers, 1);
+    ck_assert_uint_eq(model_kv_token_bytes(&config, DTYPE_BF16), 48 * 1152);
+    double attention = 768 * d + 20 * 256 * 768.0 + 576 * d + 20 * 448 * 512.0 + 20 * 256 * d;
+    double moe = 65 * 3 * 1536 * d, added = (double)model_weight_bytes(&config, 2, NULL) - before;
+    ck_assert_double_eq_tol(added, 2 * (attention + moe + 2 * d * d), 1e6); /* norms, router */
+    struct step_cost again = decode_cost(&config, 4, 1000, DTYPE_BF16);
+    ck_assert_double_eq(cost_sum(&again).bytes, cost_sum(&cost).bytes);
+}
+END_TEST
+
 START_TEST(test_fp8_weights_take_half_where_they_stay)
 {
     const struct backend keeps = {.keeps_fp8 = 1};
@@ -201,6 +221,7 @@ static void add_tests(TCase *tcase)
                         sizeof(shapes) / sizeof(shapes[0]));
     tcase_add_test(tcase, test_the_cost_of_a_step_is_what_it_must_read_and_multiply);
     tcase_add_test(tcase, test_fp8_weights_take_half_where_they_stay);
+    tcase_add_test(tcase, test_multi_token_prediction_counts_when_it_is_wanted);
     tcase_add_test(tcase, test_v3_is_cut_to_what_one_gpu_holds);
     tcase_add_test(tcase, test_random_weights_give_the_same_lively_logits_each_time);
     tcase_add_test(tcase, test_a_dummy_tokenizer_takes_any_text_and_names_every_id);
