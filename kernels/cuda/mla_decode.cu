@@ -136,8 +136,9 @@ static encode_fn find_encoder(void)
     return found;
 }
 
-int mla_tensor_map(CUtensorMap *map, CUtensorMapDataType type, int rank, const void *address,
-                   const uint64_t *sizes, const uint64_t *strides, const uint32_t *box)
+static int make_map(CUtensorMap *map, CUtensorMapDataType type, int rank, const void *address,
+                    const uint64_t *sizes, const uint64_t *strides, const uint32_t *box,
+                    CUtensorMapL2promotion promotion)
 {
     encode_fn encode = find_encoder();
     cuuint32_t steps[5] = {1, 1, 1, 1, 1};
@@ -150,9 +151,22 @@ int mla_tensor_map(CUtensorMap *map, CUtensorMapDataType type, int rank, const v
         stride[i] = i + 1 < rank ? strides[i] : 0;
     }
     return encode(map, type, (cuuint32_t)rank, (void *)address, size, stride, box, steps,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, promotion,
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
                ? 0
                : -1;
+}
+
+int mla_tensor_map(CUtensorMap *map, CUtensorMapDataType type, int rank, const void *address,
+                   const uint64_t *sizes, const uint64_t *strides, const uint32_t *box)
+{
+    return make_map(map, type, rank, address, sizes, strides, box,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
+}
+
+int mla_tensor_map_lines(CUtensorMap *map, CUtensorMapDataType type, int rank, const void *address,
+                         const uint64_t *sizes, const uint64_t *strides, const uint32_t *box)
+{
+    return make_map(map, type, rank, address, sizes, strides, box,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
 }

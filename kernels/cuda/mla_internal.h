@@ -21,6 +21,11 @@ const struct mla_device *mla_device(void);
 int mla_tensor_map(CUtensorMap *map, CUtensorMapDataType type, int rank, const void *address,
                    const uint64_t *sizes, const uint64_t *strides, const uint32_t *box);
 
+/* The same without promotion to 256 bytes in L2, for pages that are evicted first: a line that came
+ * with its neighbour would be gone before its own turn. */
+int mla_tensor_map_lines(CUtensorMap *map, CUtensorMapDataType type, int rank, const void *address,
+                         const uint64_t *sizes, const uint64_t *strides, const uint32_t *box);
+
 /* Kernels of mla_decode. Arguments were checked by it. Each returns enum mla_status. */
 
 /* Any sizes, any GPU from compute capability 8.0; plain code, no tensor cores. */

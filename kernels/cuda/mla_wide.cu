@@ -41,8 +41,8 @@ static int make_maps(params &p, const struct mla_decode_args *a)
 
     if (mla_tensor_map(&p.q, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, a->q, q_size, q_stride, q_box))
         return -1;
-    return mla_tensor_map(&p.kv, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, a->cache.pages, kv_size,
-                          kv_stride, kv_box);
+    return mla_tensor_map_lines(&p.kv, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, a->cache.pages, kv_size,
+                                kv_stride, kv_box);
 }
 
 /* See inverse_product. */
@@ -83,6 +83,8 @@ int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
 
     if (make_maps(p, a))
         return MLA_CUDA;
+    p.pages = (const char *)a->cache.pages;
+    p.page_stride = a->cache.page_stride;
     p.seqs = a->seqs;
     p.out = (__nv_bfloat16 *)a->out;
     p.lse = a->lse;

@@ -94,24 +94,45 @@ static __device__ __forceinline__ int page_ids(const int32_t *table, int i, int 
     return at < n ? table[at] : 0;
 }
 
+/* This block's share of a page to L2. In lines as they are in memory: the boxes' promotion to 256
+ * bytes would do with TMA_EVICT_FIRST that lines are gone before their turn comes. */
+template <int CLUSTER>
+static __device__ __forceinline__ void fetch_ahead(const params &p, int page, uint32_t rank)
+{
+    uint32_t bytes = PAGE * WIDTH * 2 / CLUSTER;
+
+    if (threadIdx.x % 32 == 0)
+        bulk_prefetch(p.pages + page * p.page_stride + rank * bytes, bytes);
+    __syncwarp();
+}
+
 /* A loader's part of n pages of `table`, of which `ids` has the first. n_pages: before these. As
  * many as there is room for, and of them the `settled` first, are asked for while the kernels
- * before may still run. */
+ * before may still run, and then one more to L2. In clusters, where products bind as well as
+ * memory, the first loader always fetches the page ahead for which there is no room yet. */
 template <int CLUSTER>
 static __device__ __forceinline__ void load_pages(const params &p, shared &sm, const int32_t *table,
                                                   int n, int settled, int ids, uint32_t &n_pages,
                                                   bool &waited, uint32_t rank, int loader)
 {
+    bool ahead = CLUSTER > 1 && loader == 0, fetched = false;
+
     for (int i = 0; i < n; i++) {
+        int page = __shfl_sync(~0u, ids, i % 32);
+        bool early = !waited && loader == 0 && i < settled;
+        if (n_pages >= 2 && (early || (ahead && waited && !fetched)))
+            fetch_ahead<CLUSTER>(p, page, rank);
         if (!waited && (i >= settled || n_pages >= 2)) {
             launch_wait();
             waited = true;
         }
-        if (i % 32 == 0 && i > 0)
-            ids = page_ids(table, i, n);
-        load_page<CLUSTER>(p, sm, n_pages % 2, __shfl_sync(~0u, ids, i % 32), n_pages / 2 % 2, rank,
-                           loader);
+        load_page<CLUSTER>(p, sm, n_pages % 2, page, n_pages / 2 % 2, rank, loader);
         n_pages++;
+        if (i % 32 == 31)
+            ids = page_ids(table, i + 1, n);
+        fetched = ahead && waited && i + 1 < n;
+        if (fetched)
+            fetch_ahead<CLUSTER>(p, __shfl_sync(~0u, ids, (i + 1) % 32), rank);
     }
 }
 

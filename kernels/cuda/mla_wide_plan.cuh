@@ -119,12 +119,17 @@ static __device__ __forceinline__ plan make_plan(const params &p, int parts, int
     int size = max(inverse_product(all.cost + parts - 1, p.lane_parts_inverse), 1);
     bool even = (int64_t)units * all.most <= all.cost + all.cost / 16;
 
-    if (even && (p.invariant || (group <= 1 && per_part * all.most <= size + size / 8)))
+    uint32_t line = plan_cycles<CLUSTER>(size, group + 2, parts, 0) + LINE_CYCLES / 16;
+    /* Whole units leave blocks idle at the end, which costs nothing where memory binds. */
+    uint32_t whole = max(min(per_part * all.most, 1 << 14) * PAGE_CYCLES,
+                         min(size, 1 << 14) * PAGE_SHARE * parts) /
+                     16;
+    if (even && (p.invariant || (group <= 1 && whole <= line)))
         return {plan::WHOLE, per_part, 1, 0, 0, 0};
     if (p.invariant || group == 0)
         return {plan::LINE, size, 1, 0, 0, 0};
     /* Cycles / 16, and below them the number of pieces; 0: a LINE. */
-    uint32_t best = (plan_cycles<CLUSTER>(size, group + 2, parts, 0) + LINE_CYCLES / 16) << 8;
+    uint32_t best = line << 8;
     int limit = min(min(group, most), (int)MOST_PIECES);
 #pragma unroll 1
     for (int first = 1; first <= limit; first += 32) {

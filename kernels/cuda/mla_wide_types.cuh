@@ -184,6 +184,8 @@ struct shared {
 
 struct params {
     CUtensorMap q, kv;
+    const char *pages; /* of the cache, for what is brought to L2 ahead */
+    int64_t page_stride;
     struct mla_seqs seqs;
     __nv_bfloat16 *out;
     float *lse;
