@@ -87,8 +87,8 @@ $(BUILD)/gpu/%: tests/gpu/%.cu $(GPU_LIBRARY)
 
 # The whole model on the GPU. Of the libraries it needs cJSON and PCRE2 alone.
 GPU_MODEL = $(filter $(BUILD)/obj/base/% $(BUILD)/obj/kernels/%,$(OBJECTS)) $(patsubst \
-	%,$(BUILD)/obj/model/%.o,config config_indexer config_quant config_rope dequant family keys model \
-	pattern rope safetensors weight_list weight_names weight_source weights)
+	%,$(BUILD)/obj/model/%.o,config config_indexer config_quant config_rope dequant family folder keys \
+	model pattern rope safetensors weight_list weight_names weight_source weights)
 $(BUILD)/gpu/test_model: tests/gpu/test_model.c $(GPU_MODEL)
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-conversion $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $< $(GPU_MODEL) \

@@ -29,6 +29,36 @@ static bool has_nul_escape(const char *text, size_t len)
     return false;
 }
 
+/* The code unit of an escape \uXXXX, or -1: something else stands at `at`. */
+static long escaped_unit(const char *at, const char *end)
+{
+    char digits[5] = "";
+
+    if (end - at < 6 || at[0] != '\\' || at[1] != 'u')
+        return -1;
+    memcpy(digits, at + 2, 4);
+    return strspn(digits, "0123456789abcdefABCDEF") == 4 ? strtol(digits, NULL, 16) : -1;
+}
+
+/* Whether there is one half of a pair of escapes alone: of a text that was cut inside of it. */
+static bool has_half_escape(const char *text, size_t len)
+{
+    const char *at = text, *end = text + len;
+
+    while ((at = memchr(at, '\\', (size_t)(end - at))) != NULL) {
+        long unit = escaped_unit(at, end), low;
+        at += end - at >= 2 ? 2 : 1;
+        if (unit < 0xD800 || unit > 0xDFFF)
+            continue;
+        at += 4;
+        low = escaped_unit(at, end);
+        if (unit > 0xDBFF || low < 0xDC00 || low > 0xDFFF)
+            return true;
+        at += 6;
+    }
+    return false;
+}
+
 /* The next value in the order of the text, or NULL after the last one below `root`. `parents` is a
  * stack of `*depth` values. */
 static cJSON *next_in_text(cJSON *at, cJSON **parents, int *depth)
@@ -126,7 +156,11 @@ struct json *json_parse(const char *text, size_t len, struct error *err)
     cJSON *root = cJSON_ParseWithLengthOpts(text, len, &end, 0);
     if (!root) {
         size_t at = end ? (size_t)(end - text) : 0;
-        error_set(err, "the JSON text has a syntax error near byte %zu", at);
+        if (has_half_escape(text, len))
+            error_set(err, "the JSON text holds one half of a surrogate pair (\\ud800 to \\udfff) "
+                           "without the other");
+        else
+            error_set(err, "the JSON text has a syntax error near byte %zu", at);
         return NULL;
     }
     while (end < text + len && strchr(" \t\r\n", *end))

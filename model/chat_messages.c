@@ -168,8 +168,14 @@ static bool is_empty(const struct json *list)
     return json_is(list, JSON_ARRAY) && !json_first(list);
 }
 
+static bool is_developer(const struct json *member)
+{
+    return strcmp(json_key(member), "role") == 0 && json_is(member, JSON_STRING) &&
+           strcmp(json_string(member), "developer") == 0;
+}
+
 /* One message; members that are null say nothing, and content is never missing. */
-static void write_message(struct buffer *out, const struct json *message, bool parts,
+static void write_message(struct buffer *out, const struct json *message, struct chat_shape shape,
                           const char *tag)
 {
     const struct json *reasoning = json_get(message, "reasoning");
@@ -183,7 +189,9 @@ static void write_message(struct buffer *out, const struct json *message, bool p
             continue;
         write_key(out, key, &first);
         if (strcmp(key, "content") == 0)
-            write_content(out, m, parts, tag);
+            write_content(out, m, shape.parts, tag);
+        else if (!shape.developers && is_developer(m))
+            buffer_append_str(out, "\"system\"");
         else if (calls && json_is(m, JSON_ARRAY))
             write_calls(out, m);
         else
@@ -208,13 +216,14 @@ static void write_or_null(struct buffer *out, const struct json *value)
         buffer_append_str(out, "null");
 }
 
-void chat_write_context(struct buffer *out, const struct chat_template_request *request, bool parts)
+void chat_write_context(struct buffer *out, const struct chat_template_request *request,
+                        struct chat_shape shape)
 {
     buffer_append_str(out, "{\"messages\":[");
     for (const struct json *m = json_first(request->messages); m; m = json_next(m)) {
         bool last = !json_next(m) && request->continue_final_message;
         buffer_append_str(out, m == json_first(request->messages) ? "" : ",");
-        write_message(out, m, parts, last ? CHAT_CONTINUE_TAG : "");
+        write_message(out, m, shape, last ? CHAT_CONTINUE_TAG : "");
     }
     buffer_append_str(out, "],\"tools\":");
     write_or_null(out, request->tools);

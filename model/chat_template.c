@@ -21,6 +21,7 @@ enum {
 struct named_template {
     char *name;
     struct template *compiled;
+    bool knows_developers; /* it speaks of the role */
 };
 
 struct chat_templates {
@@ -31,6 +32,13 @@ struct chat_templates {
 };
 
 /* ---- loading ------------------------------------------------------------------------------- */
+
+/* Whether a template's text speaks of the role that OpenAI's clients now give to system messages.
+ */
+static bool knows_developers(const char *text, size_t len)
+{
+    return memmem(text, len, "developer", strlen("developer")) != NULL;
+}
 
 static void add_template(struct chat_templates *t, const char *name, const char *text, size_t len,
                          const char *where)
@@ -45,7 +53,8 @@ static void add_template(struct chat_templates *t, const char *name, const char 
         error_prefix(&t->problem, "%s", where);
         return;
     }
-    t->named[t->n++] = (struct named_template){mem_strdup(name), compiled};
+    t->named[t->n++] =
+        (struct named_template){mem_strdup(name), compiled, knows_developers(text, len)};
 }
 
 /* A file that holds one template. -1 when it can't be read. */
@@ -89,6 +98,11 @@ static struct json *read_object(const char *dir, const char *name, struct error 
     err->message[0] = '\0';
     if (file_exists(path))
         root = json_parse_file(path, CONFIG_MAX, err);
+    if (root && !json_is(root, JSON_OBJECT)) {
+        error_set(err, "%s: must hold a JSON object", path);
+        json_free(root);
+        root = NULL;
+    }
     free(path);
     return root;
 }
@@ -225,17 +239,17 @@ const char *chat_templates_problem(const struct chat_templates *t)
 
 /* ---- rendering ----------------------------------------------------------------------------- */
 
-static const struct template *find_template(const struct chat_templates *t, bool tools)
+static const struct named_template *find_template(const struct chat_templates *t, bool tools)
 {
     const char *wanted = tools ? "tool_use" : "default";
 
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < t->n; i++)
             if (strcmp(t->named[i].name, wanted) == 0)
-                return t->named[i].compiled;
+                return &t->named[i];
         wanted = "default";
     }
-    return t->named[0].compiled;
+    return &t->named[0];
 }
 
 static bool is_reserved(const char *name)
@@ -391,10 +405,12 @@ static enum chat_template_fault check_request(const struct chat_template_request
 
 /* The rendered text of a request. */
 static enum chat_template_fault
-render_request(const struct chat_templates *t, const struct template *template,
+render_request(const struct chat_templates *t, const struct named_template *named,
                const struct output_format *format, const struct chat_template_request *request,
                struct buffer *text, struct buffer *foreign, struct error *err)
 {
+    const struct template *template = named->compiled;
+    struct chat_shape shape = {template_loops_over(template, "content"), named->knows_developers};
     struct buffer context;
     enum chat_template_fault fault = check_request(request, err);
 
@@ -406,7 +422,7 @@ render_request(const struct chat_templates *t, const struct template *template,
         return CHAT_FAULT_TOOLS;
     }
     buffer_init(&context, CONTEXT_MAX);
-    chat_write_context(&context, request, template_loops_over(template, "content"));
+    chat_write_context(&context, request, shape);
     fault = add_effort(template, request, &context, err);
     if (!fault && context.overflowed) {
         error_set(err, "the messages have more than %d bytes", CONTEXT_MAX);
@@ -432,15 +448,16 @@ enum chat_template_fault chat_templates_encode(const struct chat_templates *t,
                                                struct error *err)
 {
     const char *source = request->own_template;
-    struct template *own = NULL;
+    struct named_template own = {NULL};
     struct buffer text, foreign;
 
-    if (source && !(own = template_compile(source, strlen(source), err)))
+    if (source && !(own.compiled = template_compile(source, strlen(source), err)))
         return CHAT_FAULT_TEMPLATE;
+    own.knows_developers = source && knows_developers(source, strlen(source));
     buffer_init(&text, CONTEXT_MAX);
     buffer_init(&foreign, CONTEXT_MAX);
     enum chat_template_fault fault =
-        render_request(t, own ? own : find_template(t, request->tools != NULL), format, request,
+        render_request(t, source ? &own : find_template(t, request->tools != NULL), format, request,
                        &text, &foreign, err);
     if (!fault && text.len > 0) {
         *open_reasoning =
@@ -455,7 +472,7 @@ enum chat_template_fault chat_templates_encode(const struct chat_templates *t,
     }
     buffer_free(&text);
     buffer_free(&foreign);
-    template_free(own);
+    template_free(own.compiled);
     return fault;
 }
 

@@ -8,7 +8,8 @@
  * Templates get the variables that transformers gives them; special tokens such as bos_token come
  * from tokenizer_config.json or special_tokens_map.json. Messages are prepared as vLLM does it: a
  * call's arguments are parsed, members that are null are left out, and content in parts is joined
- * unless the template goes through parts itself.
+ * unless the template goes through parts itself. A developer's message is one of the system for
+ * templates that don't speak of developers: most would leave it out without a word.
  *
  * The rendered text holds all special tokens that belong in the prompt: none is added to it. What
  * the request brought never becomes a marker, but for the tags of reasoning in what the assistant

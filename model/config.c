@@ -14,6 +14,7 @@
 #include "model/config_quant.h"
 #include "model/config_rope.h"
 #include "model/family.h"
+#include "model/folder.h"
 #include "model/keys.h"
 
 #include <math.h>
@@ -382,14 +383,41 @@ static int generation_number(const struct keys *k, const char *key, double min, 
     return 0;
 }
 
+/* What a file asks for and requests get no more: said once, in the log. 0 and 1 ask for nothing. */
+static void warn_of_ignored(const struct keys *k)
+{
+    static const char *const names[] = {"bad_words_ids",
+                                        "begin_suppress_tokens",
+                                        "encoder_repetition_penalty",
+                                        "epsilon_cutoff",
+                                        "eta_cutoff",
+                                        "forced_eos_token_id",
+                                        "max_new_tokens",
+                                        "no_repeat_ngram_size",
+                                        "num_beams",
+                                        "sequence_bias",
+                                        "stop_strings",
+                                        "suppress_tokens",
+                                        "typical_p"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        const struct json *value = json_get(k->object, names[i]);
+        double number = json_is(value, JSON_NUMBER) ? json_number(value) : -1;
+        if (keys_present(k, names[i]) && number != 0 && number != 1)
+            log_warning("%s: \"%s\" is ignored", k->file, names[i]);
+    }
+}
+
 static int read_generation_config(struct model_config *c, const struct keys *k)
 {
     bool sample = true;
 
+    warn_of_ignored(k);
     if (read_eos(k, c) ||
         (keys_present(k, "do_sample") && keys_bool_or(k, "do_sample", true, &sample)) ||
         generation_number(k, "temperature", 0, 100, &c->default_temperature) ||
         generation_number(k, "top_p", 1e-6, 1, &c->default_top_p) ||
+        generation_number(k, "min_p", 0, 1, &c->default_min_p) ||
         generation_number(k, "repetition_penalty", 1e-2, 100, &c->default_repetition_penalty) ||
         keys_int_or(k, "top_k", 0, -1, MAX_VOCAB, &c->default_top_k))
         return -1;
@@ -431,10 +459,11 @@ static int load_folder(struct model_config *config, const char *dir, struct erro
     char *params_path = path_join(dir, "params.json");
     char *generation_path = path_join(dir, "generation_config.json");
     bool params = !file_exists(main_path) && file_exists(params_path);
-    int rc;
+    int rc = folder_check(dir, err);
 
-    rc = params ? load_file(config, params_path, read_params, err)
-                : load_file(config, main_path, read_config, err);
+    if (rc == 0)
+        rc = params ? load_file(config, params_path, read_params, err)
+                    : load_file(config, main_path, read_config, err);
     if (rc == 0 && file_exists(generation_path))
         rc = load_file(config, generation_path, read_generation_config, err);
     free(main_path);

@@ -70,6 +70,7 @@ struct model_config {
     /* generation_config.json: what a request gets when it is silent. */
     float default_temperature;        /* 1 when the file says nothing; 0 with do_sample false */
     float default_top_p;              /* 1 */
+    float default_min_p;              /* 0 */
     int32_t default_top_k;            /* 0: all */
     float default_repetition_penalty; /* 1 */
 };

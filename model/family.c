@@ -271,6 +271,13 @@ static const char *architecture_of(const struct json *root)
     return json_is(first, JSON_STRING) ? json_string(first) : NULL;
 }
 
+static bool is_empty(const struct keys *k, const char *key)
+{
+    const struct json *value = json_get(k->object, key);
+
+    return json_is(value, JSON_ARRAY) && !json_first(value);
+}
+
 static void refuse_family(const struct keys *k, const char *type, const char *architecture)
 {
     struct buffer supported;
@@ -300,7 +307,7 @@ const struct family *family_find(const struct keys *k)
         keys_refuse(k, "model_type", "a string");
         return NULL;
     }
-    if (keys_present(k, "architectures") && !architecture) {
+    if (keys_present(k, "architectures") && !architecture && !is_empty(k, "architectures")) {
         keys_refuse(k, "architectures", "a list of strings");
         return NULL;
     }

@@ -200,14 +200,19 @@ static void take_marker(struct output_parser *p, int marker, size_t len)
 
 static bool step_start(struct output_parser *p, bool final)
 {
-    const char *tag = p->format->think_begin;
+    const char *tag = p->format->think_begin, *end = p->format->think_end;
     size_t len = rest_len(p), space = space_prefix(rest(p), len);
-    enum match match = MATCH_NONE;
+    enum match match = MATCH_NONE, dangling = MATCH_NONE;
 
-    if (space <= MAX_SPACE)
+    if (space <= MAX_SPACE) {
         match = marker_at(rest(p) + space, len - space, tag);
-    if (match == MATCH_PARTIAL && !final)
+        if (!p->options.open_reasoning)
+            dangling = marker_at(rest(p) + space, len - space, end);
+    }
+    if ((match == MATCH_PARTIAL || dangling == MATCH_PARTIAL) && !final)
         return false;
+    if (dangling == MATCH_FULL) /* closes what nobody opened */
+        p->at += space + strlen(end);
     p->state = p->options.open_reasoning ? REASONING : CONTENT;
     if (match == MATCH_FULL) {
         emit_next(p, OUTPUT_REASONING, space);

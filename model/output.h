@@ -10,7 +10,8 @@
  *
  * Reasoning (as in vLLM: nothing is trimmed)
  * - It begins at the opening tag, if the text begins with one (white space before the tag joins the
- *   reasoning), or at once where the prompt has opened it; there an opening tag is dropped.
+ *   reasoning), or at once where the prompt has opened it; there an opening tag is dropped. A
+ *   closing tag that begins the text, where nobody opened reasoning, is dropped.
  * - It ends at the first closing tag, or for some formats where calls begin. Without an end, all is
  *   reasoning. Tags anywhere else are content.
  *

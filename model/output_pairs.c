@@ -2,6 +2,7 @@
 
 #include "base/utf8.h"
 #include "model/output_scan.h"
+#include "model/schema_lookup.h"
 
 #include <string.h>
 
@@ -68,12 +69,16 @@ static const char *held_text(struct pairs *pairs)
     return pairs->held.data;
 }
 
-static bool key_is_string(struct pairs *pairs)
+/* A value whose schema has the type "string" alone comes out as it comes in. Of others is kept
+ * which types they may have. */
+static void look_up_key(struct pairs *pairs)
 {
     const struct json *properties = json_get(pairs->parameters, "properties");
-    const struct json *type = json_get(json_get(properties, held_text(pairs)), "type");
+    const struct json *schema = json_get(properties, held_text(pairs));
+    const struct json *type = json_get(schema, "type");
 
-    return json_is(type, JSON_STRING) && strcmp(json_string(type), "string") == 0;
+    pairs->is_string = json_is(type, JSON_STRING) && strcmp(json_string(type), "string") == 0;
+    pairs->types = schema ? schema_types(pairs->parameters, schema) : SCHEMA_ALL;
 }
 
 static void write_key(struct pairs *pairs, struct buffer *out)
@@ -83,13 +88,15 @@ static void write_key(struct pairs *pairs, struct buffer *out)
     pairs->any = true;
 }
 
-/* Writes a whole value of no known type. */
+/* Writes a whole value that may be of several types: what reads as JSON of none of them is text,
+ * where text may stand (12345 for "anyOf": [string, null]). */
 static void write_value(struct pairs *pairs, struct buffer *out)
 {
     struct error err;
     struct json *value = json_parse(held_text(pairs), pairs->held.len, &err);
+    bool fits = value && (schema_type_of(value) & pairs->types);
 
-    if (value)
+    if (value && (fits || !(pairs->types & SCHEMA_STRING)))
         buffer_append(out, pairs->held.data, pairs->held.len);
     else
         json_write_string(out, pairs->held.data, (long)pairs->held.len);
@@ -129,7 +136,10 @@ static size_t read_key(struct pairs *pairs, const char *text, size_t len, bool f
         return plain;
     write_key(pairs, out);
     buffer_append_str(out, "\": ");
-    pairs->is_string = !pairs->tags->json_begin && key_is_string(pairs);
+    pairs->is_string = false;
+    pairs->types = SCHEMA_ALL;
+    if (!pairs->tags->json_begin)
+        look_up_key(pairs);
     buffer_clear(&pairs->held);
     pairs->state = PAIRS_BEFORE_VALUE;
     return plain + strlen(markers[0]);

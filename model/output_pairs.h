@@ -5,9 +5,9 @@
  * and those of DeepSeek V3.2, where each value says whether it is text.
  *
  * A value is text where it says so, or the function's schema says "string", and comes out as it
- * comes in. Any other value is held until it ends, and goes in as it is if it is JSON, or else as
- * text. Text
- * outside the tags, which should not be there, goes in as it is but for its white space. */
+ * comes in. Any other value is held until it ends, and goes in as it is if it is JSON of a type
+ * that the schema allows, or else as text. Text outside the tags, which should not be there, goes
+ * in as it is but for its white space. */
 #pragma once
 
 #include "base/buffer.h"
@@ -31,6 +31,7 @@ struct pairs {
     const struct json *parameters; /* the function's schema; may be NULL */
     bool any;                      /* there was a key */
     bool is_string;                /* the type of the value of the last key */
+    unsigned types;                /* or those it may have, as in schema_lookup.h */
     struct buffer held;            /* of a key, or of a value of no known type */
 };
 

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/memory.h"
+#include "model/folder.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -401,9 +402,12 @@ struct safetensors *safetensors_open(const char *dir, struct error *err)
     st->dir = mem_strdup(dir);
     for (size_t i = 0; i < sizeof(file_names) / sizeof(file_names[0]) && rc == 1; i++)
         rc = open_named(st, file_names[i].single, file_names[i].index, err);
-    if (rc == 1)
-        error_set(err, "%s: holds neither %s nor %s", dir, file_names[0].single,
-                  file_names[0].index);
+    if (rc == 1) {
+        const char *other = folder_other_weights(dir);
+        error_set(err, "%s: holds neither %s nor %s%s%s%s", dir, file_names[0].single,
+                  file_names[0].index, other ? "; its weights are " : "", other ? other : "",
+                  other ? ", which is not supported" : "");
+    }
     if (rc) {
         safetensors_close(st);
         return NULL;

@@ -7,6 +7,7 @@
 
 enum {
     MAX_REFERENCES = 16,
+    MAX_DEPTH = 8,
     MAX_PAIRS = 1024, /* of values that are compared to see that they differ */
     TEXT_MAX = 1 << 20,
 };
@@ -249,6 +250,29 @@ static unsigned types_of(const struct json *schema)
     else
         types = SCHEMA_ALL;
     return types & SCHEMA_NUMBER ? types | SCHEMA_INTEGER : types;
+}
+
+static unsigned types_at_depth(const struct json *root, const struct json *schema, int depth)
+{
+    static const char *const unions[] = {"anyOf", "oneOf"};
+
+    schema = follow(root, schema);
+    if (!json_is(schema, JSON_OBJECT) || depth == MAX_DEPTH)
+        return SCHEMA_ALL;
+    unsigned types = types_of(schema);
+    for (size_t i = 0; i < 2; i++) {
+        const struct json *list = json_get(schema, unions[i]);
+        unsigned any = json_is(list, JSON_ARRAY) ? 0 : SCHEMA_ALL;
+        for (const struct json *s = any ? NULL : json_first(list); s; s = json_next(s))
+            any |= types_at_depth(root, s, depth + 1);
+        types &= any;
+    }
+    return types;
+}
+
+unsigned schema_types(const struct json *root, const struct json *schema)
+{
+    return types_at_depth(root, schema, 0);
 }
 
 static bool requires(const struct json *schema, const char *name)

@@ -30,6 +30,10 @@ unsigned schema_type(const char *name);
 /* The bits of a value: an integer is a number as well. */
 unsigned schema_type_of(const struct json *value);
 
+/* The types that a schema of the document `root` admits, as far as "type", "anyOf", "oneOf" and the
+ * values it lists tell. */
+unsigned schema_types(const struct json *root, const struct json *schema);
+
 /* What a keyword says of one type alone ("minLength": SCHEMA_STRING); 0: of none, or of all. */
 unsigned schema_keyword_type(const char *name);
 

@@ -173,7 +173,7 @@ static int load_parts(struct tokenizer_parts *parts, const struct json *root, st
     if (!parts->bpe)
         return -1;
     parts->added = load_special(json_get(root, "special_tokens"), special, parts->normalizer, err);
-    parts->bos = mem_strdup("<s>"); /* mistral-common puts it there, whatever the version */
+    parts->front[0] = mem_strdup("<s>"); /* mistral-common puts it there, whatever the version */
     return parts->added ? 0 : -1;
 }
 

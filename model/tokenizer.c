@@ -36,7 +36,8 @@ struct tokenizer {
     struct buffer decoded; /* the bytes of the tokens, where a decoder made them */
     struct id_entry *ids;
     int32_t ids_n;
-    int32_t bos; /* -1: none */
+    int32_t front[FRONT_MAX]; /* that go in front of a text */
+    int n_front;
     int32_t eos; /* -1: none */
 };
 
@@ -97,25 +98,30 @@ static const struct json *named_token(const struct json *config, const char *key
     return json_is(token, JSON_OBJECT) ? json_get(token, "content") : token;
 }
 
-/* Sets `bos` from tokenizer_config.json, or where that is silent from the tokenizer's file; `eos`
+/* Sets `front` from tokenizer_config.json, or where that is silent from the tokenizer's file; `eos`
  * from the first alone. */
-static int set_bos_and_eos(struct tokenizer *tok, const struct json *config, struct error *err)
+static int set_front_and_eos(struct tokenizer *tok, const struct json *config, struct error *err)
 {
     const struct json *add = json_get(config, "add_bos_token");
     const struct json *token = named_token(config, "bos_token");
     const struct json *eos = named_token(config, "eos_token");
+    bool said = json_is(add, JSON_BOOL);
 
     tok->eos = json_is(eos, JSON_STRING) ? tokenizer_id(tok, json_string(eos)) : -1;
-    tok->bos = tok->parts.bos ? tokenizer_id(tok, tok->parts.bos) : -1;
-    if (json_is(add, JSON_BOOL) && !json_bool(add)) {
-        tok->bos = -1;
-    } else if (json_is(add, JSON_BOOL) && json_is(token, JSON_STRING)) {
-        tok->bos = tokenizer_id(tok, json_string(token));
-        if (tok->bos < 0)
+    if (said && json_bool(add) && json_is(token, JSON_STRING)) {
+        tok->front[0] = tokenizer_id(tok, json_string(token));
+        tok->n_front = 1;
+        if (tok->front[0] < 0)
             return error_set(err,
                              "tokenizer_config.json: the bos_token \"%.100s\" is not in the "
                              "vocabulary",
                              json_string(token));
+        return 0;
+    }
+    for (int i = 0; i < FRONT_MAX && tok->parts.front[i] && !(said && !json_bool(add)); i++) {
+        int32_t id = tokenizer_id(tok, tok->parts.front[i]);
+        if (id >= 0)
+            tok->front[tok->n_front++] = id;
     }
     return 0;
 }
@@ -146,6 +152,8 @@ static int load_file(struct tokenizer *tok, const char *dir, const struct json *
                 : 0;
     else if (!file_exists(json) && file_exists(tekken))
         rc = tokenizer_parts_from_tekken(&tok->parts, tekken, err) || index_ids(tok, err) ? -1 : 0;
+    else if (!file_exists(json))
+        rc = error_set(err, "%s: holds no tokenizer.json, tiktoken.model or tekken.json", dir);
     else
         rc = load_json(tok, json, err);
     free(json);
@@ -163,11 +171,14 @@ struct tokenizer *tokenizer_load(const char *dir, struct error *err)
 
     if (file_exists(path)) {
         config = json_parse_file(path, FILE_MAX, err);
-        rc = config ? 0 : -1;
+        if (!config)
+            rc = -1;
+        else if (!json_is(config, JSON_OBJECT))
+            rc = error_set(err, "%s: must hold a JSON object", path);
     }
     if (!rc)
         rc = load_file(tok, dir, config, err);
-    if (!rc && set_bos_and_eos(tok, config, err))
+    if (!rc && set_front_and_eos(tok, config, err))
         rc = error_prefix(err, "%s", dir);
     json_free(config);
     free(path);
@@ -186,7 +197,7 @@ struct tokenizer *tokenizer_parse(const char *json, size_t len, struct error *er
         root && tokenizer_parts_from_json(&tok->parts, root, err) == 0 ? index_ids(tok, err) : -1;
 
     json_free(root);
-    if (rc || set_bos_and_eos(tok, NULL, err)) {
+    if (rc || set_front_and_eos(tok, NULL, err)) {
         tokenizer_free(tok);
         return NULL;
     }
@@ -398,9 +409,10 @@ const char *tokenizer_bytes(const struct tokenizer *tok, int32_t id, size_t *len
     return known ? tok->ids[id].bytes : NULL;
 }
 
-int32_t tokenizer_bos(const struct tokenizer *tok)
+const int32_t *tokenizer_front(const struct tokenizer *tok, int *n)
 {
-    return tok->bos;
+    *n = tok->n_front;
+    return tok->front;
 }
 
 int32_t tokenizer_eos(const struct tokenizer *tok)

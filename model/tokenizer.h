@@ -66,9 +66,10 @@ bool tokenizer_is_special(const struct tokenizer *tok, int32_t id);
  * none: NULL and a length of 0. The memory is the tokenizer's. */
 const char *tokenizer_bytes(const struct tokenizer *tok, int32_t id, size_t *len);
 
-/* Whether post-processing puts the bos token in front (tokenizer_config.json's add_bos_token, or
- * else tokenizer.json's post_processor; tekken.json's always), and which. -1: none. */
-int32_t tokenizer_bos(const struct tokenizer *tok);
+/* The tokens that post-processing puts in front of a text: by tokenizer_config.json's add_bos_token
+ * its bos_token alone or none, or else those of tokenizer.json's post_processor; tekken.json's
+ * always. */
+const int32_t *tokenizer_front(const struct tokenizer *tok, int *n);
 
 /* The eos_token of tokenizer_config.json; -1: none, or it is not in the vocabulary. */
 int32_t tokenizer_eos(const struct tokenizer *tok);

@@ -14,22 +14,31 @@ static bool is_type(const struct json *object, const char *name)
     return type && strcmp(type, name) == 0;
 }
 
-/* The token that a TemplateProcessing puts in front of a text, or NULL. */
-static const char *template_bos(const struct json *processor)
+/* The tokens that a TemplateProcessing puts in front of a text ("[gMASK]<sop>"). Those that it puts
+ * behind are left out: the text is to go on. */
+static int read_front(struct tokenizer_parts *parts, const struct json *processor,
+                      struct error *err)
 {
     const struct json *list = json_get(processor, "processors");
+    const struct json *single = json_get(processor, "single");
+    int n = 0;
 
-    if (is_type(processor, "Sequence") && json_is(list, JSON_ARRAY)) {
+    if (is_type(processor, "Sequence") && json_is(list, JSON_ARRAY))
         for (const struct json *o = json_first(list); o; o = json_next(o))
             if (is_type(o, "TemplateProcessing"))
-                return template_bos(o);
-        return NULL;
+                return read_front(parts, o, err);
+    if (!is_type(processor, "TemplateProcessing") || !json_is(single, JSON_ARRAY))
+        return 0;
+    for (const struct json *o = json_first(single); o; o = json_next(o)) {
+        const char *content = json_text(json_get(o, "SpecialToken"), "id");
+        if (!content)
+            break;
+        if (n == FRONT_MAX)
+            return error_set(err, "post_processor: more than %d tokens in front of a text",
+                             FRONT_MAX);
+        parts->front[n++] = mem_strdup(content);
     }
-    const struct json *single = json_get(processor, "single");
-    if (!is_type(processor, "TemplateProcessing") || !json_is(single, JSON_ARRAY) ||
-        json_count(single) == 0)
-        return NULL;
-    return json_text(json_get(json_first(single), "SpecialToken"), "id");
+    return 0;
 }
 
 int tokenizer_parts_from_json(struct tokenizer_parts *parts, const struct json *root,
@@ -56,9 +65,7 @@ int tokenizer_parts_from_json(struct tokenizer_parts *parts, const struct json *
     parts->added = added_tokens_load(json_get(root, "added_tokens"), parts->normalizer, err);
     if (!parts->added)
         return -1;
-    const char *bos = template_bos(json_get(root, "post_processor"));
-    parts->bos = bos ? mem_strdup(bos) : NULL;
-    return 0;
+    return read_front(parts, json_get(root, "post_processor"), err);
 }
 
 void tokenizer_parts_free(struct tokenizer_parts *parts)
@@ -68,5 +75,6 @@ void tokenizer_parts_free(struct tokenizer_parts *parts)
     pretokenizer_free(parts->pre);
     normalizer_free(parts->normalizer);
     token_decoder_free(&parts->decoder);
-    free(parts->bos);
+    for (int i = 0; i < FRONT_MAX; i++)
+        free(parts->front[i]);
 }

@@ -12,14 +12,16 @@
 
 #include <stdbool.h>
 
+enum { FRONT_MAX = 8 };
+
 struct tokenizer_parts {
     struct normalizer *normalizer;
     struct added_tokens *added;
     struct pretokenizer *pre;
     struct bpe *bpe;
     struct token_decoder decoder;
-    char *bos;      /* content of the token that goes in front of a text; NULL: none */
-    bool in_slices; /* texts are cut first as tiktoken_slice says */
+    char *front[FRONT_MAX]; /* contents of the tokens that go in front of a text; then NULL */
+    bool in_slices;         /* texts are cut first as tiktoken_slice says */
 };
 
 /* From a parsed tokenizer.json. -1 and a message. */

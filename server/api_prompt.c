@@ -329,11 +329,12 @@ static int text_prompt(const char *text, const struct api_params *params,
                        const struct engine_model *model, struct prompt *prompt,
                        struct api_fault *fault)
 {
-    int32_t bos = tokenizer_bos(model->tokenizer);
     struct error err;
+    int n;
+    const int32_t *front = tokenizer_front(model->tokenizer, &n);
 
-    if (params->add_special_tokens && bos >= 0)
-        token_list_push(&prompt->tokens, bos);
+    for (int i = 0; params->add_special_tokens && i < n; i++)
+        token_list_push(&prompt->tokens, front[i]);
     if (tokenizer_encode(model->tokenizer, text, strlen(text), ENCODE_WITH_SPECIALS,
                          &prompt->tokens, &err))
         return encode_fault(model, &prompt->tokens, "prompt", &err, fault);
@@ -426,6 +427,19 @@ static int completion_prompts(const struct json *body, const struct api_params *
     return 0;
 }
 
+/* A tokenizer may have tokens that the model has no embedding for. */
+static int check_tokens(const struct prompt *prompt, enum api_kind kind,
+                        const struct engine_model *model, struct api_fault *fault)
+{
+    for (size_t i = 0; i < prompt->tokens.len; i++)
+        if (prompt->tokens.ids[i] >= model->config.vocab_size)
+            return api_fault_set(fault, 400, kind == API_CHAT ? "messages" : "prompt",
+                                 "The prompt holds token %d of the tokenizer, which the model "
+                                 "doesn't have: its vocabulary ends at %d.",
+                                 prompt->tokens.ids[i], model->config.vocab_size - 1);
+    return 0;
+}
+
 int api_prompts_parse(const struct json *body, const struct api_params *params,
                       const struct engine_model *model, struct prompt **prompts, int *n_prompts,
                       struct api_fault *fault)
@@ -440,7 +454,10 @@ int api_prompts_parse(const struct json *body, const struct api_params *params,
         rc = completion_prompts(body, params, model, list, &n, fault);
     }
     for (int i = 0; rc == 0 && i < n; i++)
-        rc = cut_prompt(&list[i], params, model, fault);
+        rc = cut_prompt(&list[i], params, model, fault) ||
+                     check_tokens(&list[i], params->kind, model, fault)
+                 ? -1
+                 : 0;
     if (rc) {
         prompts_free(list, n);
         return -1;

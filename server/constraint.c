@@ -50,15 +50,17 @@ void constraint_end(struct constraint_state *state)
     *state = (struct constraint_state){0};
 }
 
-/* Takes away the last token of each word whose beginning stands at the end of the text. */
+/* Takes away the last token of each word whose beginning stands at the end of the text. A token
+ * that only the tokenizer has comes in no text. */
 static void mask_bad_words(const struct constraint *constraint, const int32_t *generated,
-                           int32_t n_generated, uint32_t *mask)
+                           int32_t n_generated, int32_t vocab_size, uint32_t *mask)
 {
     for (int i = 0; i < constraint->n_bad_words; i++) {
         const struct bad_word *word = &constraint->bad_words[i];
         int32_t before = word->n - 1, last = word->tokens[before];
-        if (before <= n_generated && memcmp(generated + n_generated - before, word->tokens,
-                                            (size_t)before * sizeof(*generated)) == 0)
+        if (last < vocab_size && before <= n_generated &&
+            memcmp(generated + n_generated - before, word->tokens,
+                   (size_t)before * sizeof(*generated)) == 0)
             mask[last / 32] &= ~(1u << last % 32);
     }
 }
@@ -75,7 +77,7 @@ void constraint_mask(struct constraint_state *state, const int32_t *generated, i
         grammar_mask(state->grammar, mask);
     for (size_t i = 0; state->constraint->allowed && i < words; i++)
         mask[i] &= state->constraint->allowed[i];
-    mask_bad_words(state->constraint, generated, n_generated, mask);
+    mask_bad_words(state->constraint, generated, n_generated, vocab_size, mask);
 }
 
 bool constraint_accept(struct constraint_state *state, int32_t token)

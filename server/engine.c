@@ -111,6 +111,21 @@ static void take_memory(struct engine *e)
     e->masks = mem_zalloc(rows * SAMPLING_MASK_WORDS(e->core.config.vocab_size), sizeof(*e->masks));
 }
 
+/* A tokenizer with more tokens than the model is used as far as it goes: prompts that hold the
+ * others are refused, and the model can't generate them. */
+static int check_vocabulary(struct engine_model *info, struct error *err)
+{
+    int32_t vocab = info->config.vocab_size, eos = tokenizer_eos(info->tokenizer);
+
+    if (tokenizer_size(info->tokenizer) > vocab)
+        log_warning("the tokenizer has ids up to %d, but the model's vocabulary ends at %d",
+                    tokenizer_size(info->tokenizer) - 1, vocab - 1);
+    if (eos >= 0 && eos < vocab && !model_config_add_eos(&info->config, eos))
+        return error_set(err, "the tokenizer's eos_token brings the end tokens to more than %d",
+                         MODEL_MAX_EOS);
+    return 0;
+}
+
 /* The text side of the model. */
 static int load_tokenizer(struct engine *e, struct error *err)
 {
@@ -123,10 +138,8 @@ static int load_tokenizer(struct engine *e, struct error *err)
         made_up ? dummy_tokenizer_new(info->config.vocab_size) : tokenizer_load(e->dir, err);
     if (!info->tokenizer)
         return -1;
-    if (tokenizer_eos(info->tokenizer) >= 0 &&
-        !model_config_add_eos(&info->config, tokenizer_eos(info->tokenizer)))
-        return error_set(err, "the tokenizer's eos_token brings the end tokens to more than %d",
-                         MODEL_MAX_EOS);
+    if (check_vocabulary(info, err))
+        return -1;
     info->chat_templates =
         chat_templates_load(e->dir, info->config.model_type, e->options->chat_template, err);
     if (!info->chat_templates)

@@ -138,6 +138,14 @@ def test_content_in_parts_stays_for_templates_that_take_it(templated: Server) ->
     assert prompt(templated, [message], chat_template=source) == "<a><b>"
 
 
+def test_developers_are_the_system_for_templates_that_do_not_know_them(templated: Server) -> None:
+    source = "{% for m in messages %}<{{ m.role }}:{{ m.content }}>{% endfor %}"
+    history = [{"role": "developer", "content": "a"}, *HI]
+    assert prompt(templated, history, chat_template=source) == "<system:a><user:Hi>"
+    knowing = source + "{% if messages[0].role == 'developer' %}!{% endif %}"
+    assert prompt(templated, history, chat_template=knowing) == "<developer:a><user:Hi>!"
+
+
 def test_reasoning_effort_none_turns_thinking_off(templated: Server) -> None:
     source = "{{ 'on' if enable_thinking else 'off' }} {{ thinking }}"
     fields = {"chat_template": source}

@@ -200,7 +200,8 @@ def test_bench_prints_every_point_beside_its_roofline() -> None:
         assert point["tokens_per_s"] == pytest.approx(point["seqs"] / point["step_ms"] * 1e3)
         assert point["step_p50_ms"] <= point["step_p99_ms"]
         parts = [point[f"{part}_ms"] for part in ("attention", "experts", "linear")]
-        assert all(part > 0 for part in parts)
+        # Found by subtraction: on a busy machine one of them may vanish.
+        assert all(part >= 0 for part in parts) and sum(parts) > 0
 
 
 def test_bench_says_why_it_skips_a_point() -> None:

@@ -88,9 +88,16 @@ START_TEST(test_json_mistakes_are_refused)
     static const char *const bad[] = {
         "", "{", "[1,]", "{\"a\" 1}", "1 2", "\"\xFF\"", "\"\\u0000\"", "nul", "[1] x",
     };
+    static const char *const halves[] = {"\"\\ud83d\"", "\"\\uDE00 \"", "\"\\ud83d\\ud83d\\ude00\"",
+                                         "[1, \"a\\ud83d\\n\"]", "\"\\ud83d"};
+    struct error err;
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
         ck_assert_msg(parse(bad[i]) == NULL, "%s was accepted", bad[i]);
+    for (size_t i = 0; i < sizeof(halves) / sizeof(halves[0]); i++) {
+        ck_assert_ptr_null(json_parse(halves[i], strlen(halves[i]), &err));
+        ck_assert_msg(strstr(err.message, "one half of a surrogate pair"), "%s", err.message);
+    }
     struct json *escaped = parse("\"\\\\u0000\""); /* a backslash and text: no NUL */
     ck_assert_ptr_nonnull(escaped);
     json_free(escaped);

@@ -570,7 +570,7 @@ START_TEST(test_missing_or_broken_file_is_named)
     struct error err;
 
     ck_assert_int_eq(model_config_load(&config, "/nowhere", &err), -1);
-    ck_assert_ptr_nonnull(strstr(err.message, "/nowhere/config.json: No such file"));
+    ck_assert_ptr_nonnull(strstr(err.message, "/nowhere: there is no such folder"));
     assert_refused("[1", "", NULL, "syntax error");
     assert_refused("{\"a\": 1}, {", "", NULL, "goes on after its end");
 }

@@ -321,6 +321,9 @@ static const char *const tiny[] = {
     "v3_fp8_channel",
     "v32_fp8",
     "glm_moe_dsa_fp8",
+    "longcat_flash_fp8",
+    "glm4_moe_lite_fp8",
+    "youtu_llm",
 };
 
 START_TEST(test_tiny_checkpoint_equals_transformers)

@@ -155,6 +155,8 @@ START_TEST(test_tags_elsewhere_are_content)
     check("think", REASONING, "a<think>b</think>c", "C(a<think>b</think>c)");
     check("think", REASONING, "<think>a</think>b<think>c</think>", "R(a)C(b<think>c</think>)");
     check("think", REASONING, "<thinking>a", "C(<thinking>a)");
+    check("think", REASONING, "\n</think>b</think>", "C(b</think>)"); /* nobody opened the first */
+    check("think", REASONING, "</thin", "C(</thin)");
 }
 END_TEST
 
@@ -466,19 +468,25 @@ START_TEST(test_python_that_is_cut_or_none)
 }
 END_TEST
 
-/* Parses GLM's text with a tool f(s: string, n: number). */
-static void check_glm(const char *text, const char *expected)
+/* Parses GLM's text with a tool f whose parameters have these properties. */
+static void check_typed(const char *properties, const char *text, const char *expected)
 {
-    static const char schema[] =
-        "[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\","
-        "\"properties\":{\"s\":{\"type\":\"string\"},\"n\":{\"type\":\"number\"}}}}}]";
+    char tools[1024];
     struct error err;
-    struct json *tools = json_parse(schema, strlen(schema), &err);
     struct output_options options = ALL;
 
-    options.tools = tools;
+    snprintf(tools, sizeof(tools),
+             "[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":"
+             "\"object\",\"properties\":%s}}}]",
+             properties);
+    options.tools = json_parse(tools, strlen(tools), &err);
     check("glm", options, text, expected);
-    json_free(tools);
+    json_free((struct json *)options.tools);
+}
+
+static void check_glm(const char *text, const char *expected)
+{
+    check_typed("{\"s\":{\"type\":\"string\"},\"n\":{\"type\":\"number\"}}", text, expected);
 }
 
 #define PAIR(key, value) "<arg_key>" key "</arg_key>\n<arg_value>" value "</arg_value>\n"
@@ -499,6 +507,18 @@ START_TEST(test_glm_values_without_a_type_are_json_or_text)
     check_glm("<tool_call>g" PAIR("a", "12") PAIR("b", "Rome") PAIR("c", "[1, {}]")
                   PAIR("d", "") "</tool_call>",
               "N0(g)A0({\"a\": 12, \"b\": \"Rome\", \"c\": [1, {}], \"d\": \"\"})E0");
+}
+END_TEST
+
+START_TEST(test_glm_values_of_several_types_are_of_one_of_them)
+{
+    check_typed("{\"s\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]},"
+                "\"r\":{\"$ref\":\"#/properties/s\"},\"e\":{\"enum\":[\"1\",\"2\"]},"
+                "\"n\":{\"type\":[\"integer\",\"string\"]},\"i\":{\"type\":\"integer\"}}",
+                "<tool_call>f" PAIR("s", "12") PAIR("s", "null") PAIR("s", "x") PAIR("r", "true")
+                    PAIR("e", "1") PAIR("n", "1") PAIR("n", "1.5") PAIR("i", "1.5") "</tool_call>",
+                "N0(f)A0({\"s\": \"12\", \"s\": null, \"s\": \"x\", \"r\": \"true\", "
+                "\"e\": \"1\", \"n\": 1, \"n\": \"1.5\", \"i\": 1.5})E0");
 }
 END_TEST
 
@@ -859,6 +879,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_python_that_is_cut_or_none);
     tcase_add_test(tcase, test_glm_arguments_become_json);
     tcase_add_test(tcase, test_glm_values_without_a_type_are_json_or_text);
+    tcase_add_test(tcase, test_glm_values_of_several_types_are_of_one_of_them);
     tcase_add_test(tcase, test_glm_calls_cut_short_keep_what_there_is);
     tcase_add_test(tcase, test_dsml_arguments_become_json);
     tcase_add_test(tcase, test_dsml_that_is_no_call_is_content);

@@ -499,6 +499,16 @@ static struct tokenizer *load_named(const char *name, const char *text, const ch
     return tok;
 }
 
+/* The tokens in front of a text: -1 for none, a second one in the thousands. */
+static int32_t front_of(const struct tokenizer *tok)
+{
+    int n;
+    const int32_t *front = tokenizer_front(tok, &n);
+
+    ck_assert_int_le(n, 2);
+    return n == 0 ? -1 : n == 1 ? front[0] : 1000 * front[1] + front[0];
+}
+
 START_TEST(test_tiktoken_model)
 {
     struct buffer text;
@@ -519,7 +529,7 @@ START_TEST(test_tiktoken_model)
     ck_assert_str_eq(ids_of(tok, "[BOS]", 5, ENCODE_TEXT_ONLY), "91 66 79 83 93");
     ck_assert_int_eq(tokenizer_size(tok), 258 + 256);
     ck_assert(tokenizer_is_special(tok, 258) && !tokenizer_is_special(tok, 259));
-    ck_assert_int_eq(tokenizer_bos(tok), -1);
+    ck_assert_int_eq(front_of(tok), -1);
     tokenizer_free(tok);
 }
 END_TEST
@@ -582,7 +592,7 @@ START_TEST(test_tekken)
     ck_assert_str_eq(encode(tok, "abcAB"), "260 68 69"); /* "AB" is past the size */
     ck_assert_str_eq(encode(tok, "<s><SPECIAL_2>ab"), "1 2 259");
     ck_assert_str_eq(ids_of(tok, "<s>", 3, ENCODE_TEXT_ONLY), "63 118 65");
-    ck_assert_int_eq(tokenizer_bos(tok), 1);
+    ck_assert_int_eq(front_of(tok), 1);
     ck_assert_int_eq(tokenizer_size(tok), 261);
     tokenizer_free(tok);
     tok = load_tekken(TEKKEN_CONFIG("262"), "", &err);
@@ -630,7 +640,7 @@ static int32_t bos_with(const char *config, const char *post)
     p.config = config;
     p.post = post;
     struct tokenizer *tok = must_load(p);
-    int32_t bos = tokenizer_bos(tok);
+    int32_t bos = front_of(tok);
 
     tokenizer_free(tok);
     return bos;
@@ -642,6 +652,9 @@ START_TEST(test_bos)
         "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},"
         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<xx>\"}},"
         "{\"Sequence\":{\"id\":\"A\"}}]}]}";
+    static const char two[] = "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{"
+                              "\"id\":\"<x>\"}},{\"SpecialToken\":{\"id\":\"<xx>\"}},{\"Sequence\":"
+                              "{\"id\":\"A\"}},{\"SpecialToken\":{\"id\":\"<x>\"}}]}";
 
     ck_assert_int_eq(bos_with(NULL, "null"), -1);
     ck_assert_int_eq(bos_with("{}", "null"), -1);
@@ -650,6 +663,8 @@ START_TEST(test_bos)
         bos_with("{\"add_bos_token\":true,\"bos_token\":{\"content\":\"<x>\"}}", template), 30);
     ck_assert_int_eq(bos_with("{\"add_bos_token\":false,\"bos_token\":\"<x>\"}", template), -1);
     ck_assert_int_eq(bos_with("{\"bos_token\":\"<x>\"}", template), 31);
+    ck_assert_int_eq(bos_with(NULL, two), 31030);
+    ck_assert_int_eq(bos_with("{\"add_bos_token\":true,\"bos_token\":\"<x>\"}", two), 30);
 }
 END_TEST
 

@@ -384,6 +384,12 @@ def all_families() -> list[Family]:
     kimi = config("v3", n_group=1, topk_group=1, routed_scaling_factor=2.827, rope_theta=50000.0,
                   rope_scaling=yarn(32, 64, 1.0, 1.0, beta_fast=1.0), n_routed_experts=8,
                   num_experts_per_tok=3, max_position_embeddings=2048)  # fmt: skip
+    youtu = without_experts(config(
+        "v3", model_type="youtu", architectures=["YoutuForCausalLM"], first_k_dense_replace=3,
+        num_hidden_layers=3, q_lora_rank=None, kv_lora_rank=24, v_head_dim=32,
+        num_attention_heads=3, rope_scaling=yarn(8, 64, 1.0, 0.7), tie_word_embeddings=False,
+        torch_dtype="bfloat16", rms_norm_eps=1e-5,
+    ))  # fmt: skip
     vision = {"vision_tower.encoder.blocks.0.norm0.weight": torch.ones(8)}
 
     def mistral_back(tensors: Tensors) -> Tensors:
@@ -461,6 +467,11 @@ def all_families() -> list[Family]:
              "vision_config": {"model_type": "kimi_k25_vision"}},
             kimi, store=lambda t: renamed(t, prefix), restore=lambda t: renamed(t, back),
             dtype=torch.bfloat16, shards=2, extra=vision,
+        ),
+        # Youtu-LLM by its other name, with a head of its own, yarn and no q_lora.
+        Family(
+            "youtu_llm", youtu, drop(youtu, model_type="youtu_llm"), youtu, dtype=torch.bfloat16,
+            shards=2,
         ),
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from compressed_tensors.quantization import (
     QuantizationArgs, QuantizationConfig, QuantizationScheme,
 )  # fmt: skip
 from compressed_tensors.utils.match import match_name
-from make_families import Family, main, renamed
+from make_families import Family, longcat, main, renamed
 from make_logits import BOS, EOS, FP8_BLOCK, FP8_MAX, Tensors, block_scales, config, yarn
 
 INT4_MAX = 7.0
@@ -159,6 +159,19 @@ def kimi_k25(quant: Compressed) -> Family:
     )  # fmt: skip
 
 
+def longcat_fp8() -> Family:
+    family = longcat("longcat_flash_fp8", 2, {}, num_hidden_layers=2, hidden_size=128,
+                     intermediate_size=160, moe_intermediate_size=128, q_lora_rank=64,
+                     kv_lora_rank=64, n_routed_experts=4, num_experts_per_tok=2)  # fmt: skip
+    names = family.store
+    family.released |= {"quantization_config": {
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+        "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}}  # fmt: skip
+    family.store = lambda t: to_blocks(names(t), torch.float32)
+    family.widen, family.dtype = from_blocks, None
+    return family
+
+
 def all_models() -> list[Family]:
     whole = dict(hidden_size=128, moe_intermediate_size=128, intermediate_size=128,
                  q_lora_rank=128, kv_lora_rank=128)  # fmt: skip
@@ -207,6 +220,19 @@ def all_models() -> list[Family]:
                    n_routed_experts=4, num_experts_per_tok=1, qk_nope_head_dim=48, v_head_dim=64,
                    rms_norm_eps=1e-5, rope_theta=1000000.0, torch_dtype="bfloat16",
                    mlp_layer_types=["dense", "sparse"], **whole),
+        ),
+        # LongCat-Flash in blocks, its own names around them.
+        longcat_fp8(),
+        # GLM-4.7-Flash in FP8 with a scale for a row, and yarn.
+        compressed(
+            "glm4_moe_lite_fp8",
+            config("v3", model_type="glm4_moe_lite", architectures=["Glm4MoeLiteForCausalLM"],
+                   hidden_size=48, n_group=1, topk_group=1, n_routed_experts=6, v_head_dim=32,
+                   num_experts_per_tok=3, num_attention_heads=3, rope_theta=1000000.0,
+                   mlp_layer_types=["dense", "sparse", "sparse"], num_hidden_layers=3,
+                   rope_scaling=yarn(16, 64, 1.0, 1.0), torch_dtype="bfloat16"),
+            Compressed(["lm_head"], torch.bfloat16, num_bits=8, type="float", symmetric=True,
+                       strategy="channel"), shards=2,
         ),
     ]  # fmt: skip
 
