@@ -448,7 +448,7 @@ enum chat_template_fault chat_templates_encode(const struct chat_templates *t,
                                                struct error *err)
 {
     const char *source = request->own_template;
-    struct named_template own = {NULL};
+    struct named_template own = {.name = NULL};
     struct buffer text, foreign;
 
     if (source && !(own.compiled = template_compile(source, strlen(source), err)))

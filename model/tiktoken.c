@@ -104,6 +104,7 @@ static int read_lines(struct lines *lines, const struct buffer *file, struct err
                              number);
         at = stop + 1;
     }
+    buffer_append_str(&lines->bytes, ""); /* there is memory, also when all tokens are empty */
     const char *bytes = lines->bytes.data;
     for (size_t i = 0; i < lines->count; i++) {
         lines->tokens[i].bytes = bytes;

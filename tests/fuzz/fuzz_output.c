@@ -41,7 +41,7 @@ static void note(void *arg, const struct output_piece *piece)
     if (r->part != (int)piece->part)
         buffer_printf(&r->parts, "%d at %zu ", (int)piece->part, r->text.len);
     r->part = (int)piece->part;
-    bool in_id = piece->id && memmem(piece->id, piece->id_len, piece->text, piece->len);
+    bool in_id = piece->id && piece->text >= piece->id && piece->text < piece->id + piece->id_len;
     if (piece->len > 0 && !in_id)
         buffer_append(&r->text, piece->text, piece->len);
     if (piece->id)
