@@ -573,11 +573,11 @@ static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, i
 {
     uint32_t phase = t.n_pages / 2 % 2;
 
+    mbar_wait(smem_u32(&sm.kv_full[SLOT][group_of(half, 0)]), phase);
+    mbar_wait(smem_u32(&sm.kv_full[SLOT][group_of(half, 1)]), phase);
     mbar_wait(smem_u32(&sm.p_full[SLOT]), phase);
     const float m[2] = {sm.m[SLOT][t.row], sm.m[SLOT][t.row + 8]};
     rescale(t, m);
-    mbar_wait(smem_u32(&sm.kv_full[SLOT][group_of(half, 0)]), phase);
-    mbar_wait(smem_u32(&sm.kv_full[SLOT][group_of(half, 1)]), phase);
     clear_tail(sm, valid, SLOT, half);
     t.n_pages++;
     values(t, sm, SLOT, half, 0);
@@ -708,7 +708,7 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
 {
     extern __shared__ __align__(1024) uint8_t raw[];
     shared &sm = *(shared *)raw;
-    int part = blockIdx.x / CLUSTER, warp = threadIdx.x / 32;
+    int part = blockIdx.x / CLUSTER, warp = warp_index();
     uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
 
     note_lengths(p, seen_in(sm));
@@ -726,17 +726,17 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
     if (warp == 12)
         begin<CLUSTER>(p, sm, part);
 
-    /* Registers of the block: 2 x 128 x 168 + 128 x 136 + 128 x 40 = 65,536. */
+    /* Registers of the block: 2 x 128 x 168 + 128 x 128 + 128 x 48 = 65,536. */
     if (warp < 8) {
         registers_raise<168>();
         launch_wait();
         consume<CLUSTER>(p, sm, rank, warp / 4);
     } else if (warp < 12) {
-        registers_raise<136>();
+        registers_raise<128>();
         launch_wait();
         score<CLUSTER>(p, sm, rank);
     } else {
-        registers_lower<40>();
+        registers_lower<48>();
         if (warp == 12) {
             produce<CLUSTER>(p, sm, rank);
         } else if (warp == 13)

@@ -221,6 +221,13 @@ struct math {
     }
 };
 
+/* Of this thread's warp, in a way that tells the compiler that all its threads have the same: what
+ * follows from it, descriptors above all, stays in uniform registers. */
+static __device__ __forceinline__ int warp_index()
+{
+    return __shfl_sync(~0u, (int)threadIdx.x / 32, 0);
+}
+
 /* One arrival for all that a warp did before. */
 static __device__ __forceinline__ void arrive_warp(uint64_t *bar)
 {
