@@ -139,6 +139,7 @@ struct cuda_backend {
     struct cuda_index *index;
     void *decode_work, *prefill_work, *moe_work, *fp8_work;
     size_t decode_work_bytes, prefill_work_bytes, moe_work_bytes, fp8_work_bytes;
+    struct tensor quantised; /* whose rows fp8_work has in FP8: the last normalisation's, or none */
 
     /* Sampling (sample.cu). */
     struct cuda_slot *slots;     /* (n_slots) */
@@ -168,6 +169,13 @@ int cuda_report(struct cuda_backend *cu, struct error *err);
 /* Device memory, zeroed when `zero`; NULL and a message when there is not enough. */
 void *cuda_take(struct cuda_backend *cu, size_t bytes, bool zero, const char *what,
                 struct error *err);
+
+/* Whether fp8_work has the rows of x. */
+static inline bool cuda_is_quantised(const struct cuda_backend *cu, const struct tensor *x)
+{
+    return cu->quantised.data && cu->quantised.data == x->data &&
+           cu->quantised.shape[0] == x->shape[0];
+}
 
 static inline int64_t cuda_last_dim(const struct tensor *t)
 {

@@ -110,5 +110,6 @@ void cuda_moe(struct backend *be, struct tensor out, struct tensor residual, str
     args.batch_invariant = cu->batch_invariant;
     args.workspace = cu->moe_work;
     args.workspace_bytes = cu->moe_work_bytes;
+    all.quantised = cuda_is_quantised(cu, &x) ? cu->fp8_work : NULL;
     run_experts(cu, &all, experts);
 }

@@ -88,6 +88,7 @@ struct quantiser {
     void *workspace;
     size_t bytes;
     bool ue8m0;
+    bool done; /* they are there */
 };
 
 /* As many rows at a time as the workspace has room for. */
@@ -98,7 +99,7 @@ int run_wide(const fp8_params &all, const tile_weights *w, const tokens &x,
 
     while (most > 0 && fp8_rows_bytes(most, x.k) > quantiser.bytes)
         most = most > FP8_BLOCK ? (most / 2 + FP8_BLOCK - 1) / FP8_BLOCK * FP8_BLOCK : 0;
-    if (most == 0 || (uintptr_t)quantiser.workspace % 256)
+    if (most == 0 || (uintptr_t)quantiser.workspace % 256 || (quantiser.done && most < rows))
         return GEMM_INVALID;
     for (int first = 0, status; first < rows; first += most) {
         fp8_params f = all;
@@ -112,10 +113,11 @@ int run_wide(const fp8_params &all, const tile_weights *w, const tokens &x,
             if (part->residual)
                 part->residual = (const char *)part->residual + bytes;
         }
-        status = fp8_quantize(&quantised, (const char *)x.x + (int64_t)first * x.stride * 2,
-                              x.stride, quantiser.ue8m0, stream);
+        const char *from = (const char *)x.x + (int64_t)first * x.stride * 2;
+        status = quantiser.done ? GEMM_OK
+                                : fp8_quantize(&quantised, from, x.stride, quantiser.ue8m0, stream);
         if (!status)
-            status = fp8_wide(f, w, quantised, stream);
+            status = fp8_wide(f, w, quantised, nullptr, false, stream);
         if (status)
             return status;
     }
@@ -224,9 +226,10 @@ int gemm_fp8_linear(const struct gemm_fp8_linear_args *args, gemm_stream stream)
         f.tile.normalised = a->normalised;
         f.tile.norm_eps = a->eps;
     }
-    return run_product(f, w, {a->x, a->x_stride, a->k}, a->batch_invariant,
-                       {args->workspace, args->workspace_bytes, args->ue8m0 != 0},
-                       (cudaStream_t)stream);
+    return run_product(
+        f, w, {a->x, a->x_stride, a->k}, a->batch_invariant,
+        {args->workspace, args->workspace_bytes, args->ue8m0 != 0, args->quantised != 0},
+        (cudaStream_t)stream);
 }
 
 int gemm_fp8_swiglu(const struct gemm_fp8_swiglu_args *args, gemm_stream stream)
@@ -247,7 +250,8 @@ int gemm_fp8_swiglu(const struct gemm_fp8_swiglu_args *args, gemm_stream stream)
     f.tile.part[0] = {a->out, nullptr, nullptr, a->out_stride, a->i, 0, 0};
     f.scales[0].scales = args->scales.scales;
     f.scales[0].up_scales = args->scales.up_scales;
-    return run_product(f, &w, {a->x, a->x_stride, a->k}, a->batch_invariant,
-                       {args->workspace, args->workspace_bytes, args->ue8m0 != 0},
-                       (cudaStream_t)stream);
+    return run_product(
+        f, &w, {a->x, a->x_stride, a->k}, a->batch_invariant,
+        {args->workspace, args->workspace_bytes, args->ue8m0 != 0, args->quantised != 0},
+        (cudaStream_t)stream);
 }

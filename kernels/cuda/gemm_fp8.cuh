@@ -4,6 +4,8 @@
 #include "kernels/cuda/gemm_fp8.h"
 #include "kernels/cuda/gemm_tile.cuh"
 
+#include <cuda_fp8.h>
+
 /* Where the scale of a block of weight rows and of k is. */
 struct fp8_scale_map {
     const float *scales, *up_scales; /* up NULL: not gate and up */
@@ -45,6 +47,21 @@ __device__ __forceinline__ void fp8_copy_scale(uint32_t dst, const float *src, b
 __device__ __forceinline__ void fp8_copies_arrive(uint32_t bar)
 {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+
+/* The scale of 128 values of a token, of which this is the largest. */
+__device__ __forceinline__ float fp8_scale_of(float largest, bool ue8m0)
+{
+    float scale = fmaxf(largest, 1e-4f) / 448.0f;
+
+    if (ue8m0) /* up to the next power of two */
+        scale = __uint_as_float((__float_as_uint(scale) + 0x7fffffu) & 0x7f800000u);
+    return scale;
+}
+
+__device__ __forceinline__ uint32_t fp8_pack(float a, float b, float c, float d)
+{
+    return __nv_fp8x4_e4m3(make_float4(a, b, c, d)).__x;
 }
 
 /* E4M3 bytes 0 and 2 (1 and 3) as a pair of bf16. Sign and the seven other bits are put where bf16

@@ -35,6 +35,8 @@ struct gemm_fp8_linear_args {
     void *workspace; /* 256-byte aligned, of gemm_fp8_workspace bytes; calls that share one must be
                         on one stream */
     size_t workspace_bytes;
+    int32_t quantised; /* 1: the workspace has x in FP8 already (gemm_fp8_internal.h: fp8_rows_at),
+                          should this call want it */
 };
 int gemm_fp8_linear(const struct gemm_fp8_linear_args *args, gemm_stream stream);
 
@@ -44,6 +46,7 @@ struct gemm_fp8_swiglu_args {
     int32_t ue8m0;
     void *workspace;
     size_t workspace_bytes;
+    int32_t quantised;
 };
 int gemm_fp8_swiglu(const struct gemm_fp8_swiglu_args *args, gemm_stream stream);
 

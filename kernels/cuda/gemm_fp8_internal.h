@@ -5,17 +5,19 @@
 
 #include <cuda_runtime.h>
 
-struct fp8_wide_params {
-    fp8_params fp8;
-    const float *token_scales; /* (rows, k / 128) */
-    int32_t rows;              /* of tokens in memory */
-};
-
 /* Rows of E4M3 values in the weights' order (fp8_reorder) and their scales (rows, k / 128). */
 struct fp8_rows {
     uint8_t *values;
     float *scales;
     int32_t rows, k;
+};
+
+struct fp8_wide_params {
+    fp8_params fp8;
+    const float *token_scales; /* (rows, k / 128) */
+    int32_t rows;              /* of tokens in memory */
+    struct fp8_rows out;       /* gated results, in place of fp8.tile.part[0].out; or values NULL */
+    bool ue8m0;                /* of out */
 };
 
 /* Bytes of `rows` such rows of k values, to be cut by fp8_rows_at; 256-byte aligned. */
@@ -37,5 +39,7 @@ int fp8_quantize(const struct fp8_rows *to, const void *x, int64_t stride, bool 
                  cudaStream_t stream);
 
 /* Runs what `f` says (parts, scales, m) over consecutive rows: with weights w[part], or, where
- * f.tile.routing has ranges of rows, with those of that many experts. */
-int fp8_wide(fp8_params &f, const tile_weights *w, const struct fp8_rows &x, cudaStream_t stream);
+ * f.tile.routing has ranges of rows, with those of that many experts. Gated results go to `out`, if
+ * it is not NULL. */
+int fp8_wide(fp8_params &f, const tile_weights *w, const struct fp8_rows &x,
+             const struct fp8_rows *out, bool ue8m0, cudaStream_t stream);

@@ -1,8 +1,6 @@
 /* Products with FP8 tokens, and how tokens become FP8. See gemm_fp8_wide.cuh. */
 #include "kernels/cuda/gemm_fp8_wide.cuh"
 
-#include <cuda_fp8.h>
-
 namespace
 {
 
@@ -37,15 +35,11 @@ __global__ void __launch_bounds__(QUANTIZE_THREADS)
 #pragma unroll
         for (int d = 16; d; d /= 2)
             largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, d));
-        float scale = fmaxf(largest, 1e-4f) / 448.0f;
-        if (ue8m0) /* up to the next power of two */
-            scale = __uint_as_float((__float_as_uint(scale) + 0x7fffffu) & 0x7f800000u);
-        float by = 1.0f / scale;
-        __nv_fp8x4_e4m3 word(
-            make_float4(low[i].x * by, high[i].x * by, low[i].y * by, high[i].y * by));
+        float scale = fp8_scale_of(largest, ue8m0), by = 1.0f / scale;
+        uint32_t word = fp8_pack(low[i].x * by, high[i].x * by, low[i].y * by, high[i].y * by);
         if (first + i >= n)
             return;
-        ((uint32_t *)to.values)[(first + i) * (FP8_BLOCK / 4) + lane] = word.__x;
+        ((uint32_t *)to.values)[(first + i) * (FP8_BLOCK / 4) + lane] = word;
         if (lane == 0)
             to.scales[first + i] = scale;
     }
@@ -75,6 +69,21 @@ int map_weights(tile_params *p, int at, const tile_weights &w, int n, int k, int
     return gemm_map_encode(&p->a[at], &map);
 }
 
+/* Results leave in boxes of 64 rows by 64 columns. */
+int map_results(CUtensorMap *to, const void *data, int n, int rows, int64_t stride)
+{
+    struct gemm_map map = {data, n, 2, {1, rows}, {stride, stride}, {1, 64}};
+
+    return gemm_map_encode(to, &map);
+}
+
+template <int HALVES, bool GATED>
+cudaError_t launch(const fp8_wide_params &p, bool sorted, cudaStream_t stream)
+{
+    return sorted ? fp8_wide_launch<fp8_wide_config<TILE_SORTED, HALVES, GATED>>(p, stream)
+                  : fp8_wide_launch<fp8_wide_config<TILE_DENSE, HALVES, GATED>>(p, stream);
+}
+
 } // namespace
 
 int fp8_quantize(const struct fp8_rows *to, const void *x, int64_t stride, bool ue8m0,
@@ -89,25 +98,37 @@ int fp8_quantize(const struct fp8_rows *to, const void *x, int64_t stride, bool 
     return e == cudaSuccess ? GEMM_OK : GEMM_CUDA;
 }
 
-int fp8_wide(fp8_params &f, const tile_weights *w, const struct fp8_rows &x, cudaStream_t stream)
+int fp8_wide(fp8_params &f, const tile_weights *w, const struct fp8_rows &x,
+             const struct fp8_rows *out, bool ue8m0, cudaStream_t stream)
 {
     tile_params &p = f.tile;
     bool sorted = p.routing.ranges != nullptr;
     struct gemm_map map = {x.values, x.k, 2, {1, x.rows}, {x.k, x.k}, {1, FP8_WIDE}, 1};
-    int bad = gemm_map_encode(&p.b, &map);
-    int columns = FP8_WIDE / (w[0].up ? 2 : 1);
+    int bad = gemm_map_encode(&p.b, &map), tiles = 0;
+    int per_row = w[0].up ? 2 : 1;
 
     f.k_blocks = p.k_steps = x.k / FP8_BLOCK;
     p.heads = p.split = 1;
     p.weight_policy = TMA_EVICT_NORMAL;
     for (int i = 0; i < p.n_parts; i++) {
         bad |= map_weights(&p, i, w[i], p.part[i].n, x.k, sorted ? p.routing.experts : 1);
-        p.part[i].row_tiles = (p.part[i].n + columns - 1) / columns;
+        tiles += (per_row * p.part[i].n + 2 * FP8_WIDE - 1) / (2 * FP8_WIDE);
+    }
+    tiles *= (p.m + FP8_WIDE - 1) / FP8_WIDE;
+    int rows = tiles < gemm_processors() && !out ? FP8_WIDE : 2 * FP8_WIDE;
+    for (int i = 0; i < p.n_parts; i++) {
+        const struct tile_part &part = p.part[i];
+        p.part[i].row_tiles = (per_row * part.n + rows - 1) / rows;
+        if (!out)
+            bad |= map_results(&p.out[i], part.out, part.n, p.m, part.out_stride);
+        if (part.residual)
+            bad |= map_results(&p.residual[i], part.residual, part.n, p.m, part.out_stride);
     }
     if (bad)
         return GEMM_INVALID;
-    fp8_wide_params wide = {f, x.scales, x.rows};
-    cudaError_t e = sorted ? fp8_wide_launch<fp8_wide_config<TILE_SORTED>>(wide, stream)
-                           : fp8_wide_launch<fp8_wide_config<TILE_DENSE>>(wide, stream);
+    fp8_wide_params wide = {f, x.scales, x.rows, out ? *out : fp8_rows{}, ue8m0};
+    cudaError_t e = out                ? launch<2, true>(wide, sorted, stream)
+                    : rows == FP8_WIDE ? launch<1, false>(wide, sorted, stream)
+                                       : launch<2, false>(wide, sorted, stream);
     return e == cudaSuccess ? GEMM_OK : GEMM_CUDA;
 }

@@ -548,7 +548,7 @@ __device__ __forceinline__ void store_matrix(uint32_t at, uint32_t a, uint32_t b
 
 __device__ __forceinline__ float silu(float x)
 {
-    return x / (1.0f + __expf(-x));
+    return __fdividef(x, 1.0f + __expf(-x));
 }
 
 __device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b)

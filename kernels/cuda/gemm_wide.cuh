@@ -152,10 +152,22 @@ __device__ __forceinline__ void stage_results(const float (&acc)[NT / 2], const 
     }
 }
 
-template <class C, int NT>
+/* The math warps' products, for wide_tiles. */
+template <class C> struct wide_products {
+    const tile_params &p;
+    const tile_memory<C> &mem;
+    struct ring_place at;
+
+    template <int NT>
+    __device__ __forceinline__ void run(float (&acc)[NT / 2], const struct tile &, int group)
+    {
+        multiply<C, NT>(acc, mem, at, p.k_steps, group);
+    }
+};
+
+template <class C, int NT, class P>
 __device__ __forceinline__ void wide_tile(const tile_params &p, const tile_memory<C> &mem,
-                                          const struct tile &w, struct ring_place &at, int steps,
-                                          uint32_t &parity)
+                                          const struct tile &w, P &products, uint32_t &parity)
 {
     const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
     int group = threadIdx.x / 128, column = (w.row_tile * C::GROUPS + group) * TILE_ROWS;
@@ -170,7 +182,7 @@ __device__ __forceinline__ void wide_tile(const tile_params &p, const tile_memor
         bias[0] = row < part.n ? part.bias[row] : 0.0f;
         bias[1] = row + 8 < part.n ? part.bias[row + 8] : 0.0f;
     }
-    multiply<C, NT>(acc, mem, at, steps, group);
+    products.template run<NT>(acc, w, group);
     if (C::MODE == TILE_DENSE && part.out_float) {
         store_float<C, NT>(acc, bias, p, mem, w, column, 0, NT / 8);
         return;
@@ -186,22 +198,57 @@ __device__ __forceinline__ void wide_tile(const tile_params &p, const tile_memor
         mbar_arrive(mem.staged);
 }
 
-template <class C> __device__ void wide_tiles(const tile_params &p, const tile_memory<C> &mem)
+template <class C, class P>
+__device__ void wide_tiles(const tile_params &p, const tile_memory<C> &mem, P products)
 {
-    struct ring_place at = {0, 0};
     tile_walk<C> walk(p, mem.tables, tile_count<C>(p, mem));
     uint32_t parity = 0;
 
     for (; walk.more(); walk.step = walk.end_step, walk.next()) {
         const struct tile &w = walk.w;
         if (w.tokens <= 64)
-            wide_tile<C, 64>(p, mem, w, at, p.k_steps, parity);
+            wide_tile<C, 64>(p, mem, w, products, parity);
         else if (w.tokens <= 128)
-            wide_tile<C, 128>(p, mem, w, at, p.k_steps, parity);
+            wide_tile<C, 128>(p, mem, w, products, parity);
         else if (w.tokens <= 192)
-            wide_tile<C, 192>(p, mem, w, at, p.k_steps, parity);
+            wide_tile<C, 192>(p, mem, w, products, parity);
         else
-            wide_tile<C, 256>(p, mem, w, at, p.k_steps, parity);
+            wide_tile<C, 256>(p, mem, w, products, parity);
+    }
+}
+
+/* Sets up the barriers. */
+template <class C> __device__ __forceinline__ void wide_init(const tile_memory<C> &mem)
+{
+    for (int i = 0; i < C::STAGES; i++) {
+        mbar_init(mem.full + 8 * i, 1);
+        mbar_init(mem.empty + 8 * i, C::MATH / 32);
+    }
+    mbar_init(mem.ready, 1);
+    mbar_init(mem.staged, C::MATH / 32);
+    mbar_init_fence();
+}
+
+template <class C>
+__device__ __forceinline__ void wide_store_warp(const tile_params &p, const tile_memory<C> &mem)
+{
+    if (C::MODE != TILE_DENSE)
+        named_sync(9, C::TABLE_THREADS);
+    launch_wait();
+    if (threadIdx.x % 32 == 0)
+        store_tiles<C>(p, mem);
+}
+
+/* What the math warps do first. */
+template <class C>
+__device__ __forceinline__ void wide_begin(const tile_params &p, const tile_memory<C> &mem)
+{
+    if (C::MODE == TILE_DENSE || !p.routing.known)
+        launch_wait();
+    if (C::MODE != TILE_DENSE) {
+        tables_from_ranges<C::MATH>(*mem.tables, p.routing, p.part[0].row_tiles, C::BN);
+        named_sync(9, C::TABLE_THREADS);
+        launch_wait();
     }
 }
 
@@ -212,37 +259,19 @@ __global__ void __launch_bounds__(C::THREADS, 1) wide_kernel(const __grid_consta
     tile_memory<C> mem(raw);
     int tid = threadIdx.x;
 
-    if (tid == 0) {
-        for (int i = 0; i < C::STAGES; i++) {
-            mbar_init(mem.full + 8 * i, 1);
-            mbar_init(mem.empty + 8 * i, C::MATH / 32);
-        }
-        mbar_init(mem.ready, 1);
-        mbar_init(mem.staged, C::MATH / 32);
-        mbar_init_fence();
-    }
+    if (tid == 0)
+        wide_init<C>(mem);
     __syncthreads();
     if (tid >= C::MATH) {
         registers_lower<56>();
-        if (tid < C::MATH + 32) {
+        if (tid < C::MATH + 32)
             copy_tiles<C>(p, mem, tid % 32);
-        } else if (tid < C::MATH + 64) {
-            if (C::MODE != TILE_DENSE)
-                named_sync(9, C::TABLE_THREADS);
-            launch_wait();
-            if (tid % 32 == 0)
-                store_tiles<C>(p, mem);
-        }
+        else if (tid < C::MATH + 64)
+            wide_store_warp<C>(p, mem);
     } else {
         registers_raise<224>();
-        if (C::MODE == TILE_DENSE || !p.routing.known)
-            launch_wait();
-        if (C::MODE != TILE_DENSE) {
-            tables_from_ranges<C::MATH>(*mem.tables, p.routing, p.part[0].row_tiles, C::BN);
-            named_sync(9, C::TABLE_THREADS);
-            launch_wait();
-        }
-        wide_tiles<C>(p, mem);
+        wide_begin<C>(p, mem);
+        wide_tiles<C>(p, mem, wide_products<C>{p, mem, {0, 0}});
     }
 }
 

@@ -103,6 +103,9 @@ void cuda_linear(struct backend *be, struct tensor x, const struct linear_part *
     all.ue8m0 = cu->shapes.ue8m0;
     all.workspace = cu->fp8_work;
     all.workspace_bytes = cu->fp8_work_bytes;
+    all.quantised = cuda_is_quantised(cu, &x);
+    if (!all.quantised)
+        cu->quantised = {};
     cuda_check_launch(cu, gemm_fp8_linear(&all, cu->stream), "gemm_fp8_linear");
 }
 
@@ -135,5 +138,8 @@ void cuda_gated(struct backend *be, struct tensor out, struct tensor x, struct t
     all.ue8m0 = cu->shapes.ue8m0;
     all.workspace = cu->fp8_work;
     all.workspace_bytes = cu->fp8_work_bytes;
+    all.quantised = cuda_is_quantised(cu, &x);
+    if (!all.quantised)
+        cu->quantised = {};
     cuda_check_launch(cu, gemm_fp8_swiglu(&all, cu->stream), "gemm_fp8_swiglu");
 }

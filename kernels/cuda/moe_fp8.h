@@ -15,6 +15,7 @@ struct moe_fp8_args {
     struct fp8_scales gate_up, down; /* (experts, ceil(rows / 128), columns / 128) */
     struct fp8_scales shared_gate_up, shared_down;
     int32_t ue8m0;
+    const void *quantised; /* x in FP8 already (gemm_fp8_internal.h: fp8_rows_at), or NULL */
 };
 int moe_fp8_experts(const struct moe_fp8_args *args, gemm_stream stream);
 

@@ -1,6 +1,7 @@
 /* Experts with FP8 weights for many rows, as moe_sorted.cu: pairs sorted by expert. x is quantised
- * once a row and copied to its pairs' places; what lies between the two products is quantised on
- * the way. The shared experts are one MLP, whose outputs follow those of the pairs in y. */
+ * once a row and copied to its pairs' places; what lies between the two products is quantised
+ * where it is made. The shared experts are one MLP, whose outputs follow those of the pairs in y.
+ */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/moe_fp8_internal.h"
 
@@ -57,17 +58,15 @@ int routed_experts(const struct moe_fp8_args *args, const struct moe_fp8_layout 
     fp8_params f;
 
     common_params(&f, a, &at->moe);
-    f.tile.part[0] = {at->moe.hidden, nullptr, nullptr, a->i, a->i, 0, 0};
+    f.tile.part[0].n = a->i;
     f.scales[0] = {args->gate_up.scales, args->gate_up.up_scales, blocks, a->d / FP8_BLOCK};
-    int status = fp8_wide(f, &gate_up, at->sorted, stream);
-    if (!status)
-        status = fp8_quantize(&at->hidden, at->moe.hidden, a->i, args->ue8m0, stream);
+    int status = fp8_wide(f, &gate_up, at->sorted, &at->hidden, args->ue8m0, stream);
     if (status)
         return status;
     common_params(&f, a, &at->moe);
     f.tile.part[0] = {at->moe.y, nullptr, nullptr, a->d, a->d, 0, 0};
     f.scales[0] = {args->down.scales, nullptr, blocks, a->i / FP8_BLOCK};
-    return fp8_wide(f, &down, at->hidden, stream);
+    return fp8_wide(f, &down, at->hidden, nullptr, false, stream);
 }
 
 int shared_experts(const struct moe_fp8_args *args, const struct moe_fp8_layout *at,
@@ -83,12 +82,10 @@ int shared_experts(const struct moe_fp8_args *args, const struct moe_fp8_layout 
     memset(&f, 0, sizeof(f));
     f.tile.m = a->m;
     f.tile.n_parts = 1;
-    f.tile.part[0] = {at->moe.wide_hidden, nullptr, nullptr, wide, wide, 0, 0};
+    f.tile.part[0].n = wide;
     f.scales[0] = {args->shared_gate_up.scales, args->shared_gate_up.up_scales, 0,
                    a->d / FP8_BLOCK};
-    int status = fp8_wide(f, &gate_up, at->x, stream);
-    if (!status)
-        status = fp8_quantize(&at->wide, at->moe.wide_hidden, wide, args->ue8m0, stream);
+    int status = fp8_wide(f, &gate_up, at->x, &at->wide, args->ue8m0, stream);
     if (status)
         return status;
     memset(&f, 0, sizeof(f));
@@ -96,7 +93,7 @@ int shared_experts(const struct moe_fp8_args *args, const struct moe_fp8_layout 
     f.tile.n_parts = 1;
     f.tile.part[0] = {out, nullptr, nullptr, a->d, a->d, 0, 0};
     f.scales[0] = {args->shared_down.scales, nullptr, 0, wide / FP8_BLOCK};
-    return fp8_wide(f, &down, at->wide, stream);
+    return fp8_wide(f, &down, at->wide, nullptr, false, stream);
 }
 
 } // namespace
@@ -110,7 +107,9 @@ int moe_fp8_sorted(const struct moe_fp8_args *args, cudaStream_t stream)
     unsigned copies = (unsigned)((pairs + COPY_THREADS / 32 - 1) / (COPY_THREADS / 32));
     int status = moe_sort(a, &at.moe, stream);
 
-    if (!status)
+    if (args->quantised)
+        at.x = fp8_rows_at((void *)args->quantised, a->m, a->d);
+    else if (!status)
         status = fp8_quantize(&at.x, a->x, a->x_stride, args->ue8m0, stream);
     if (status)
         return status;

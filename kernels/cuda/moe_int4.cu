@@ -1,9 +1,9 @@
-/* Experts with INT4 weights: moe_few.cuh for a few rows, gemm_fp8_tile.cuh for more, in groups of
- * as many rows as it takes. Then the shared experts are an MLP of their own, whose result the sum
- * over the routed ones begins with. */
+/* Experts with INT4 weights: moe_few.cuh for a few rows, gemm_fp8_tile.cuh for more,
+ * gemm_int4_wide.cuh for many. */
 #include "kernels/cuda/moe_int4.h"
 
 #include "kernels/cuda/gemm_int4_tile.cuh"
+#include "kernels/cuda/gemm_int4_wide.cuh"
 #include "kernels/cuda/moe_few_formats.cuh"
 #include "kernels/cuda/moe_internal.h"
 
@@ -15,20 +15,11 @@ namespace
 using small = fp8_tile_config<32, 5, TILE_ROUTED, 1>;
 using middle = fp8_tile_config<64, 3, TILE_ROUTED, 1>;
 
-enum { REORDER_THREADS = 256, WIDEN_THREADS = 256 };
-const int64_t WIDE_BYTES = 512ll << 20; /* of widened weights */
+enum { REORDER_THREADS = 256 };
 
 bool aligned(const void *p, int64_t stride)
 {
     return p && (uintptr_t)p % 16 == 0 && stride % 8 == 0;
-}
-
-/* Experts whose gate and up are widened at once. */
-int wide_experts(int d, int i, int experts)
-{
-    int64_t fit = WIDE_BYTES / (4ll * d * i);
-
-    return fit < 1 ? 1 : fit < experts ? (int)fit : experts;
 }
 
 bool valid(const struct moe_int4_args *args)
@@ -169,86 +160,51 @@ int more_rows(const struct moe_int4_args *args, const struct moe_layout *at, cud
 
 /* ---- many ------------------------------------------------------------------------------------ */
 
-/* Numbers in int4_reorder's order as bf16 in that of k; 8 a thread. */
-__global__ void __launch_bounds__(WIDEN_THREADS)
-    widen_kernel(uint4 *to, const uint32_t *words, const __nv_bfloat16 *scales, int64_t n)
+/* One product over the pairs sorted by expert. */
+int launch_wide(const struct moe_args *a, const struct moe_layout *at, const struct product &w,
+                bool known, cudaStream_t stream)
 {
-    int64_t at = blockIdx.x * (int64_t)WIDEN_THREADS + threadIdx.x;
-    int lane = threadIdx.x % 32, j = lane % 16 / 4, i = lane % 4;
-    uint32_t word = at < n ? words[at] : 0, out[4];
-    __nv_bfloat162 scale = __bfloat162bfloat162(at < n ? scales[at / 4] : __nv_bfloat16());
-
-#pragma unroll
-    for (int q = 0; q < 4; q++) {
-        uint32_t from = __shfl_sync(~0u, word, lane / 16 * 16 + 4 * q + j);
-        out[q] = int4_bits(__hmul2(int4_widen(from, i), scale));
-    }
-    if (at < n)
-        to[at] = make_uint4(out[0], out[1], out[2], out[3]);
-}
-
-/* An ordinary launch: all before it is done and seen when it begins. */
-__global__ void settle_kernel()
-{
-}
-
-int widen(void *to, const void *weight, const uint16_t *scales, int64_t first, int64_t count,
-          cudaStream_t stream)
-{
-    int64_t words = count / 8, blocks = (words + WIDEN_THREADS - 1) / WIDEN_THREADS;
-
-    widen_kernel<<<(unsigned)blocks, WIDEN_THREADS, 0, stream>>>(
-        (uint4 *)to, (const uint32_t *)weight + first / 8,
-        (const __nv_bfloat16 *)scales + first / INT4_GROUP, words);
-    return cudaGetLastError() == cudaSuccess ? GEMM_OK : GEMM_CUDA;
-}
-
-int settle(cudaStream_t stream)
-{
-    settle_kernel<<<1, 1, 0, stream>>>();
-    return cudaGetLastError() == cudaSuccess ? GEMM_OK : GEMM_CUDA;
-}
-
-struct wide_source {
-    const struct moe_int4_args *args;
-    char *memory;
-};
-
-int wide_gate_up(const void *of, int first, int n, const void **gate, const void **up,
-                 cudaStream_t stream)
-{
-    const struct wide_source *s = (const struct wide_source *)of;
-    const struct moe_args *a = &s->args->moe;
-    int64_t expert = (int64_t)a->i * a->d, count = n * expert;
-    int status = widen(s->memory, a->gate, s->args->gate_scales, first * expert, count, stream);
-
-    if (!status)
-        status =
-            widen(s->memory + 2 * count, a->up, s->args->up_scales, first * expert, count, stream);
-    *gate = s->memory;
-    *up = s->memory + 2 * count;
-    return status ? status : settle(stream);
-}
-
-int wide_down(const void *of, int first, int n, const void **down, cudaStream_t stream)
-{
-    const struct wide_source *s = (const struct wide_source *)of;
-    const struct moe_args *a = &s->args->moe;
     int64_t expert = (int64_t)a->i * a->d;
-    int status =
-        widen(s->memory, a->down, s->args->down_scales, first * expert, n * expert, stream);
+    int4_wide_params f;
 
-    *down = s->memory;
-    return status ? status : settle(stream);
+    memset(&f, 0, sizeof(f));
+    f.tile.part[0] = {w.out, nullptr, nullptr, w.n, w.n, 0, 0};
+    f.tile.routing.known = known;
+    f.scales = {w.scales, w.up_scales, expert / INT4_GROUP, w.k / INT4_GROUP};
+    if (fp8_tile_map_weights(&f.tile, 0, {w.weight, w.up, w.k / 2, expert / 2}, w.n, w.k / 2,
+                             a->experts) ||
+        moe_sorted_params(&f.tile, a, at, w.x, w.k))
+        return GEMM_INVALID;
+    cudaError_t e = int4_wide_launch<int4_wide_config>(f, gemm_processors(), stream);
+    return e == cudaSuccess ? GEMM_OK : GEMM_CUDA;
+}
+
+int wide_gate_up(const void *of, const struct moe_layout *at, cudaStream_t stream)
+{
+    const struct moe_int4_args *args = (const struct moe_int4_args *)of;
+    const struct moe_args *a = &args->moe;
+
+    return launch_wide(
+        a, at,
+        {at->y, a->d, a->d, a->i, a->gate, a->up, args->gate_scales, args->up_scales, at->hidden},
+        false, stream);
+}
+
+int wide_down(const void *of, const struct moe_layout *at, cudaStream_t stream)
+{
+    const struct moe_int4_args *args = (const struct moe_int4_args *)of;
+    const struct moe_args *a = &args->moe;
+
+    return launch_wide(
+        a, at, {at->hidden, a->i, a->i, a->d, a->down, nullptr, args->down_scales, nullptr, at->y},
+        true, stream);
 }
 
 int many_rows(const struct moe_int4_args *args, const struct moe_layout *at, cudaStream_t stream)
 {
-    const struct moe_args *a = &args->moe;
-    struct wide_source of = {args, (char *)a->workspace + MOE_INT4_COUNTERS + at->bytes};
-    struct moe_source source = {&of, wide_experts(a->d, a->i, a->experts), wide_gate_up, wide_down};
+    struct moe_products products = {args, wide_gate_up, wide_down};
 
-    return moe_sorted_from(a, at, &source, stream);
+    return moe_sorted_with(&args->moe, at, &products, stream);
 }
 
 __global__ void __launch_bounds__(REORDER_THREADS) reorder_kernel(uint32_t *words, int64_t n)
@@ -284,12 +240,7 @@ int int4_reorder(void *weights, int64_t n, gemm_stream stream)
 size_t moe_int4_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32_t top_k,
                           int32_t shared)
 {
-    size_t bytes =
-        MOE_INT4_COUNTERS + moe_layout(nullptr, max_m, d, i, experts, top_k, shared).bytes;
-
-    if ((int64_t)max_m * top_k > MOE_SMALL_PAIRS)
-        bytes += (size_t)wide_experts(d, i, experts) * 4 * (size_t)d * (size_t)i;
-    return bytes;
+    return MOE_INT4_COUNTERS + moe_layout(nullptr, max_m, d, i, experts, top_k, shared).bytes;
 }
 
 int moe_int4_experts(const struct moe_int4_args *args, gemm_stream stream)

@@ -53,18 +53,21 @@ int moe_combine(const struct moe_args *a, const void *y, const int32_t *places, 
  * then ranges[expert] + bases[pair / MOE_SORT_PAIRS][expert] + ranks[pair]. */
 int moe_sort(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream);
 
-/* Where many rows find the experts' weights, if not at a->gate, up and down: some experts at a
- * time, widened by this. Work that writes them must be done when the next kernel begins, not when
- * it waits. */
-struct moe_source {
+/* The products of many rows over the sorted pairs, where the experts' weights are not bf16: hidden
+ * = silu(gate y) * (up y), y = down hidden. */
+struct moe_products {
     const void *of;
-    int32_t at_once; /* experts */
-    int (*gate_up)(const void *of, int first, int n, const void **gate, const void **up,
-                   cudaStream_t stream);
-    int (*down)(const void *of, int first, int n, const void **down, cudaStream_t stream);
+    int (*gate_up)(const void *of, const struct moe_layout *at, cudaStream_t stream);
+    int (*down)(const void *of, const struct moe_layout *at, cudaStream_t stream);
 };
 
-/* moe_experts for many rows. source NULL: none. */
-int moe_sorted_from(const struct moe_args *a, const struct moe_layout *at,
-                    const struct moe_source *source, cudaStream_t stream);
+/* moe_experts for many rows, with these products. */
+int moe_sorted_with(const struct moe_args *a, const struct moe_layout *at,
+                    const struct moe_products *products, cudaStream_t stream);
 int moe_sorted(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream);
+
+/* The parameters of one such product by the tiles of gemm_wide.cuh: rows (pairs, k); p->part[0] and
+ * swiglu are set, the weights' map is the caller's. Not 0: they can't be. */
+struct tile_params;
+int moe_sorted_params(struct tile_params *p, const struct moe_args *a, const struct moe_layout *at,
+                      const void *rows, int k);

@@ -140,47 +140,31 @@ int sort_rows(const struct moe_args *a, const struct moe_layout *at, cudaStream_
                                   a->x_stride, a->d, a->ids, pairs, a->top_k, a->experts, *at));
 }
 
-/* One product over the sorted rows of `n` experts; p->a[0], part[0] and swiglu are set. */
-int product(tile_params *p, const struct moe_args *a, const struct moe_layout *at, int first, int n,
-            const void *rows, int k, cudaStream_t stream)
+/* One product over the sorted rows; p->a[0], part[0] and swiglu are set. */
+int product(tile_params *p, const struct moe_args *a, const struct moe_layout *at, const void *rows,
+            int k, cudaStream_t stream)
 {
-    int pairs = a->m * a->top_k, columns = sorted::GROUPS * TILE_ROWS / (p->swiglu ? 2 : 1);
-    int blocks = gemm_processors();
-    struct gemm_map map = {rows, k, 2, {1, pairs}, {k, k}, {1, sorted::BOX_TOKENS}};
-
-    p->m = a->m;
-    p->n_parts = 1;
-    p->heads = 1;
-    p->split = 1;
-    p->k_steps = (k + TILE_K - 1) / TILE_K;
-    p->weight_policy = TMA_EVICT_NORMAL;
-    p->part[0].row_tiles = (p->part[0].n + columns - 1) / columns;
-    p->routing.ranges = at->ranges + first;
-    p->routing.experts = n;
-    p->routing.top_k = a->top_k;
-    if (gemm_map_encode(&p->b, &map) ||
-        wide_map(&p->out[0], p->part[0].out, p->part[0].n, 1, pairs, p->part[0].out_stride, 0))
+    if (moe_sorted_params(p, a, at, rows, k))
         return GEMM_INVALID;
-    return status_of(wide_launch<sorted>(*p, blocks, stream));
+    return status_of(wide_launch<sorted>(*p, gemm_processors(), stream));
 }
 
-/* hidden = silu(gate x) * (up x) of `n` experts' rows. */
-int gate_up(const struct moe_args *a, const struct moe_layout *at, int first, int n,
-            const void *gate, const void *up, cudaStream_t stream)
+int gate_up(const void *of, const struct moe_layout *at, cudaStream_t stream)
 {
+    const struct moe_args *a = (const struct moe_args *)of;
     tile_params p;
 
     memset(&p, 0, sizeof(p));
     p.part[0] = {at->hidden, nullptr, nullptr, a->i, a->i, 0, 0};
-    if (tile_map_gate_up(&p, 0, gate, up, a->i, a->d, n))
+    if (tile_map_gate_up(&p, 0, a->gate, a->up, a->i, a->d, a->experts))
         return GEMM_INVALID;
-    return product(&p, a, at, first, n, at->y, a->d, stream);
+    return product(&p, a, at, at->y, a->d, stream);
 }
 
-int down(const struct moe_args *a, const struct moe_layout *at, int first, int n,
-         const void *weights, cudaStream_t stream)
+int down(const void *of, const struct moe_layout *at, cudaStream_t stream)
 {
-    struct gemm_map map = {weights,       a->i, 2, {a->d, n}, {a->i, (int64_t)a->i * a->d},
+    const struct moe_args *a = (const struct moe_args *)of;
+    struct gemm_map map = {a->down,       a->i, 2, {a->d, a->experts}, {a->i, (int64_t)a->i * a->d},
                            {TILE_ROWS, 1}};
     tile_params p;
 
@@ -189,7 +173,7 @@ int down(const struct moe_args *a, const struct moe_layout *at, int first, int n
     p.routing.known = 1;
     if (gemm_map_encode(&p.a[0], &map))
         return GEMM_INVALID;
-    return product(&p, a, at, first, n, at->hidden, a->i, stream);
+    return product(&p, a, at, at->hidden, a->i, stream);
 }
 
 int shared_experts(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream)
@@ -239,27 +223,35 @@ int moe_combine(const struct moe_args *a, const void *y, const int32_t *places, 
                                   (const uint4 *)y, places, shared));
 }
 
-int moe_sorted_from(const struct moe_args *a, const struct moe_layout *at,
-                    const struct moe_source *source, cudaStream_t stream)
+int moe_sorted_params(tile_params *p, const struct moe_args *a, const struct moe_layout *at,
+                      const void *rows, int k)
 {
-    int status = sort_rows(a, at, stream), at_once = source ? source->at_once : a->experts;
+    int pairs = a->m * a->top_k, columns = sorted::GROUPS * TILE_ROWS / (p->swiglu ? 2 : 1);
+    struct gemm_map map = {rows, k, 2, {1, pairs}, {k, k}, {1, sorted::BOX_TOKENS}};
 
-    for (int first = 0; !status && first < a->experts; first += at_once) {
-        int n = a->experts - first < at_once ? a->experts - first : at_once;
-        const void *gate = a->gate, *up = a->up;
-        if (source)
-            status = source->gate_up(source->of, first, n, &gate, &up, stream);
-        if (!status)
-            status = gate_up(a, at, first, n, gate, up, stream);
-    }
-    for (int first = 0; !status && first < a->experts; first += at_once) {
-        int n = a->experts - first < at_once ? a->experts - first : at_once;
-        const void *weights = a->down;
-        if (source)
-            status = source->down(source->of, first, n, &weights, stream);
-        if (!status)
-            status = down(a, at, first, n, weights, stream);
-    }
+    p->m = a->m;
+    p->n_parts = 1;
+    p->heads = 1;
+    p->split = 1;
+    p->k_steps = (k + TILE_K - 1) / TILE_K;
+    p->weight_policy = TMA_EVICT_NORMAL;
+    p->part[0].row_tiles = (p->part[0].n + columns - 1) / columns;
+    p->routing.ranges = at->ranges;
+    p->routing.experts = a->experts;
+    p->routing.top_k = a->top_k;
+    return gemm_map_encode(&p->b, &map) |
+           wide_map(&p->out[0], p->part[0].out, p->part[0].n, 1, pairs, p->part[0].out_stride, 0);
+}
+
+int moe_sorted_with(const struct moe_args *a, const struct moe_layout *at,
+                    const struct moe_products *products, cudaStream_t stream)
+{
+    int status = sort_rows(a, at, stream);
+
+    if (!status)
+        status = products->gate_up(products->of, at, stream);
+    if (!status)
+        status = products->down(products->of, at, stream);
     if (!status && a->shared)
         status = shared_experts(a, at, stream);
     return status ? status : moe_combine(a, at->y, at->places, a->shared > 0, stream);
@@ -267,5 +259,7 @@ int moe_sorted_from(const struct moe_args *a, const struct moe_layout *at,
 
 int moe_sorted(const struct moe_args *a, const struct moe_layout *at, cudaStream_t stream)
 {
-    return moe_sorted_from(a, at, nullptr, stream);
+    struct moe_products products = {a, gate_up, down};
+
+    return moe_sorted_with(a, at, &products, stream);
 }

@@ -178,6 +178,71 @@ static void test_moe(int64_t rows, backend_shapes shapes)
     pair_close(&p);
 }
 
+static tensor random_fp8(pair &p, uint64_t seed, std::vector<int64_t> shape)
+{
+    tensor t = {};
+
+    must(p.gpu->ops->alloc_weight(p.gpu, &t, WEIGHT_MATRIX, DTYPE_F8_E4M3, (int)shape.size(),
+                                  shape.data(), &p.err),
+         p);
+    must(p.gpu->ops->fill_random(p.gpu, &t, seed, 1 / sqrtf((float)shape.back()), &p.err), p);
+    return t;
+}
+
+/* Rows that a normalisation has quantised on the way give the same bits as rows that a product or
+ * the experts quantise; and not those of a normalisation long past. */
+static void test_quantised(int64_t d, int64_t i)
+{
+    pair p = open_pair();
+    backend_shapes shapes = {(int32_t)d,
+                             {16, 512, 128, 64, 128, 1},
+                             {ROUTER_SOFTMAX, 16, 10, 1, 1, 0, 1, 0},
+                             (int32_t)i,
+                             0,
+                             {},
+                             0};
+    int64_t n = 576, k = 10, ids_shape[] = {ROWS, k};
+    const struct backend_ops *op = p.gpu->ops;
+
+    tensor w = random_fp8(p, 1, {n, d}), v = random_fp8(p, 2, {n, d}), ids;
+    tensor gate = random_fp8(p, 3, {16, i, d}), up = random_fp8(p, 4, {16, i, d});
+    tensor down = random_fp8(p, 5, {16, d, i});
+    must(op->reserve(p.gpu, &shapes, &p.err), p);
+    twin x = twin_random(p, 6, ROWS, d, 3), h = twin_out(p, ROWS, d);
+    twin norm = twin_weight(p, 7, WEIGHT_EXACT, {d}, 0.3f, 1);
+    twin weights = twin_random(p, 8, ROWS, k, 0.5f, DTYPE_F32);
+    must(op->alloc(p.gpu, &ids, DTYPE_I32, 2, ids_shape, &p.err), p);
+    std::vector<int32_t> chosen(ROWS * k);
+    for (int64_t c = 0; c < ROWS * k; c++)
+        chosen[c] = (int32_t)((c / k * 7 + c % k) % 16);
+    cudaMemcpy(ids.data, chosen.data(), tensor_bytes(&ids), cudaMemcpyHostToDevice);
+    std::vector<float> results[3][3];
+
+    op->rmsnorm(p.gpu, h.gpu, x.gpu, norm.gpu, 1e-5f);
+    twin copy = twin_of(p, gpu_values(p, h.gpu), ROWS, d);
+    for (int turn = 0; turn < 3; turn++) { /* quantised; a copy; no more */
+        tensor in = turn == 1 ? copy.gpu : h.gpu;
+        twin a = twin_out(p, ROWS, n), b = twin_out(p, ROWS, n), c = twin_out(p, ROWS, d);
+        linear_part part = {a.gpu, w, none, none};
+        moe_weights experts = {gate, up, down};
+        op->linear(p.gpu, in, &part, 1);
+        op->gated(p.gpu, b.gpu, in, w, v);
+        op->moe(p.gpu, c.gpu, none, in, ids, weights.gpu, &experts, NULL);
+        results[turn][0] = gpu_values(p, a.gpu);
+        results[turn][1] = gpu_values(p, b.gpu);
+        results[turn][2] = gpu_values(p, c.gpu);
+        twin_free(p, {&a, &b, &c});
+    }
+    for (int turn = 1; turn < 3; turn++)
+        for (int what = 0; what < 3; what++)
+            CHECK(results[turn][what] == results[0][what], "quantised (%lld): turn %d, result %d",
+                  (long long)d, turn, what);
+    for (tensor *t : {&w, &v, &gate, &up, &down, &ids})
+        op->release(p.gpu, t);
+    twin_free(p, {&x, &h, &norm, &weights, &copy});
+    pair_close(&p);
+}
+
 /* ---- the batch ------------------------------------------------------------------------------ */
 
 static batch *new_batch(void)
@@ -389,6 +454,8 @@ int main(void)
     test_moe(4, tiny);
     tiny.shared_intermediate = 0;
     test_moe(290, tiny);
+    test_quantised(2048, 256);
+    test_quantised(1408, 384);
 
     test_attention({16, 512, 128, 64, 128, 0.1f}, 0, DTYPE_BF16);
     test_attention({16, 512, 128, 64, 128, 0.1f}, 1, DTYPE_F8_E4M3);
