@@ -17,6 +17,15 @@ enum { SIZES = sizeof(CLUSTERS) / sizeof(CLUSTERS[0]) };
 /* Much more than that leaves nothing of one call in L2 for the next whatever the policy. */
 enum { STREAM_BYTES = 1 << 30 };
 
+/* Pages of a sequence, as far as its table tells. */
+enum {
+    TELLING_PAGES = 4096, /* a longer table has room for whatever comes */
+    SHORT_PAGES = 48,  /* up to it, clusters of 16 are the quickest for one sequence of two tiles */
+    MIDDLE_PAGES = 64, /* and for one of one tile */
+    LONG_PAGES = 192,  /* from it again for one tile */
+    TWICE_PAGES = 640, /* up to it, reading the cache twice is quicker than a tile of 32 rows */
+};
+
 enum { LEAST_PAGES = 2 /* of a block: one page each would cost more in merging than it saves */ };
 
 static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const variant &v,
@@ -74,14 +83,27 @@ static int fits(int cluster, int latent_dim)
     return cluster <= units && cluster * ((units + cluster - 1) / cluster) <= units + 2;
 }
 
+/* About how many pages a sequence has; 0 when its table doesn't tell. Only speed follows from it.
+ */
+static int pages_expected(const struct mla_decode_args *a)
+{
+    int64_t pages =
+        a->seqs.table_starts ? a->seqs.table_stride / a->seqs.n_seqs : a->seqs.table_stride;
+
+    return pages <= TELLING_PAGES ? (int)pages : 0;
+}
+
 /* Blocks that share an item: the more the better as long as there is a cluster for each item, since
  * what is merged within a cluster need not go through memory. With FP8 many items are bound by
  * products, so that idle blocks cost more. In batch-invariant mode always the same. An index of
  * CLUSTERS. */
 static int cluster_size(const struct mla_decode_args *a, const variant &v, int id, int n_items)
 {
-    int most = SIZES - 1;
+    int most = SIZES - 1, pages = pages_expected(a);
 
+    if (!a->batch_invariant && a->seqs.n_seqs == 1 &&
+        (n_items == 1 ? pages > MIDDLE_PAGES && pages <= LONG_PAGES : pages > SHORT_PAGES))
+        most--;
     if (!a->batch_invariant && a->cache.format == MLA_KV_FP8 && n_items > 15)
         most = 1;
     for (int i = most; i > 0; i--)
@@ -128,13 +150,15 @@ static int map_cache(params *p, const struct mla_cache *c)
 }
 
 /* Rows of a tile. Two of 16 read the cache twice, but it is the sooner done when most blocks have
- * nothing to do else. Tiles of 16 and 32 differ in the order of a few sums, so in batch-invariant
- * mode the batch has no say. */
+ * nothing to do else, unless the sequence is long. Tiles of 16 and 32 differ in the order of a few
+ * sums, so in batch-invariant mode the batch has no say. */
 static int tile_rows(const struct mla_decode_args *a)
 {
     int rows = a->batch_invariant ? a->heads : a->heads * a->seqs.max_q_len;
     int few_seqs = a->cache.format == MLA_KV_FP8 ? 8 : 2;
 
+    if (a->cache.format == MLA_KV_BF16 && a->seqs.n_seqs == 1 && pages_expected(a) > TWICE_PAGES)
+        few_seqs = 0;
     return rows <= 16 || (!a->batch_invariant && rows <= 32 && a->seqs.n_seqs <= few_seqs) ? 16
                                                                                            : 32;
 }

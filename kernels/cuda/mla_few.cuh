@@ -72,10 +72,13 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
 enum {
     WORKS = 4,           /* pieces that are known at a time */
     HINTED = 2,          /* pages that are brought to L2 ahead of the ring at first */
+    CHAINS = 2,          /* sums of scores formed side by side: a product of few columns waits for
+                            the one before it of the same sum for longer than it takes */
     GROUP_THREADS = 128, /* a group of four warps */
     MATH_THREADS = 256,
     MATH_BARRIER = 1,
     GROUP_BARRIER = 2, /* and 3 */
+    READY_BARRIER = 4, /* this block's mbarriers are there */
 };
 
 /* Shared memory of 512 + 64, of 232,448 bytes:
@@ -95,7 +98,8 @@ template <class S> struct shared {
     float4 sums[2][2][S::BY_COLUMNS ? 1 : S::N / 8][S::BY_COLUMNS ? 1 : GROUP_THREADS];
     alignas(16) float keep[S::N];             /* BY_COLUMNS: what is left of the sums so far */
     bool moved[2];                            /* [group]: some of that isn't 1 */
-    float2 whole[S::N];                       /* BY_COLUMNS: maxima and sums of a piece */
+    float maxima[2][S::SCORED];               /* of a piece, by each group: of its columns */
+    float sums_of[2][4][S::SCORED];           /* [group][warp]: sums over the warp's tokens */
     float2 stats[S::ROUNDS][MAX_CLUSTER][16]; /* a merge's senders' (m, l) */
     alignas(16) float by_warp[2][4][S::N];
     int32_t limits[S::N];   /* of a piece's rows: tokens that they see */
@@ -104,8 +108,8 @@ template <class S> struct shared {
     piece work[WORKS];
     uint64_t tile_full[S::STAGES], tile_empty[S::STAGES];
     uint64_t work_full[WORKS], work_empty[WORKS];
-    uint64_t asked;             /* for the first queries */
-    uint64_t granted, received; /* see mla_few_merge.cuh */
+    uint64_t asked;                    /* for the first queries */
+    uint64_t granted, heard, received; /* see mla_few_merge.cuh */
     uint32_t last;
 };
 
@@ -128,16 +132,6 @@ template <int STAGES> struct ring {
             stage = 0, phase ^= 1;
     }
 };
-
-/* threadIdx.x for code that runs once a piece: what follows from it is not kept meanwhile, in
- * registers that the products need. */
-static __device__ __forceinline__ int thread()
-{
-    int t;
-
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
-    return t;
-}
 
 static __device__ __forceinline__ int group()
 {
@@ -386,6 +380,7 @@ static __device__ __forceinline__ void bring_cache(const params &p, shared<S> &s
         if (p.settled || pass == 1 || f.w.holds(p))
             break;
     }
+    named_sync(READY_BARRIER, MATH_THREADS + 32);
     for (bool first = true; f.more; first = false)
         bring_piece<S>(p, s, f, first);
     f.x.rows = 0;
@@ -409,25 +404,37 @@ static __device__ __forceinline__ void copy_16(uint32_t dst, const void *src, bo
                  : "memory");
 }
 
-/* A piece's query rows on their way to shared memory, zero rows past the tile's end. */
+/* Where this thread's share of a piece's queries is and goes to. */
+struct query_route {
+    const __nv_bfloat16 *from;
+    uint32_t to;
+    bool there;
+};
+
 template <class S>
-static __device__ __forceinline__ void ask_queries(const params &p, uint8_t *q, const piece &x)
+static __device__ __forceinline__ query_route route_queries(const params &p, uint8_t *q,
+                                                            const piece &x)
+{
+    constexpr int LANES = MATH_THREADS / S::N; /* threads of a row */
+    int t = thread(), row = t / LANES, chunk = t % LANES;
+    query_route r;
+
+    r.from = p.q + (x.out_row + row) * (S::LATENT + S::ROPE) + chunk * 8;
+    r.to = smem_u32(q) + chunk / 8 * (S::N * 128) + row * 128 + ((chunk % 8 ^ row % 8) << 4);
+    r.there = row < x.rows;
+    return r;
+}
+
+/* The query rows on their way to shared memory, zero rows past the tile's end. */
+template <class S> static __device__ __forceinline__ void ask_queries(const query_route &r)
 {
     constexpr int CHUNKS = (S::LATENT + S::ROPE) / 8; /* of 16 bytes, in a row */
-    const __nv_bfloat16 *from = p.q + x.out_row * (S::LATENT + S::ROPE);
-    uint32_t to = smem_u32(q);
+    constexpr int LANES = MATH_THREADS / S::N;
 
-    int row = thread() / CHUNKS, chunk = thread() % CHUNKS;
-#pragma unroll 1
-    while (row < S::N) {
-        int swizzled = chunk % 8 ^ row % 8;
-        bool there = row < x.rows;
-        copy_16(to + chunk / 8 * (S::N * 128) + row * 128 + swizzled * 16,
-                there ? from + (row * CHUNKS + chunk) * 8 : p.q, there);
-        row += MATH_THREADS / CHUNKS, chunk += MATH_THREADS % CHUNKS;
-        if (chunk >= CHUNKS)
-            chunk -= CHUNKS, row++;
-    }
+#pragma unroll
+    for (int i = 0; i * LANES < CHUNKS; i++)
+        if ((i + 1) * LANES <= CHUNKS || thread() % LANES < CHUNKS - i * LANES)
+            copy_16(r.to + i * (LANES / 8 * S::N * 128), r.from + i * (LANES * 8), r.there);
 }
 
 static __device__ __forceinline__ void await_queries()
@@ -469,6 +476,42 @@ static __device__ __forceinline__ uint64_t desc_at(uint64_t desc, uint32_t bytes
     return desc & 0xffffffff00000000 | (uint32_t)((uint32_t)desc + (bytes >> 4));
 }
 
+/* d = the sum of STEPS products; operands(k, a, b) gives the descriptors. */
+template <int COLUMNS, int STEPS, class Operands>
+static __device__ __forceinline__ void sum_products(float (&d)[COLUMNS / 2], Operands operands)
+{
+    float part[CHAINS - 1][COLUMNS / 2] = {};
+
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i++)
+        d[i] = 0;
+    wgmma_hold(d);
+#pragma unroll
+    for (int c = 0; c < CHAINS - 1; c++)
+        wgmma_hold(part[c]);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        uint64_t a, b;
+        operands(k, a, b);
+        if (k % CHAINS == 0)
+            wgmma<COLUMNS>::template ss<0, 0>(d, a, b, 1);
+        else
+            wgmma<COLUMNS>::template ss<0, 0>(part[k % CHAINS - 1], a, b, 1);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(d);
+#pragma unroll
+    for (int c = 0; c < CHAINS - 1; c++)
+        wgmma_hold(part[c]);
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i++)
+#pragma unroll
+        for (int c = 0; c < CHAINS - 1; c++)
+            d[i] += part[c][i];
+}
+
 /* bf16: d = K Q^T over this group's half of the row. */
 template <class S>
 static __device__ __forceinline__ void half_scores(float (&d)[S::N / 2], uint32_t tile, uint32_t q)
@@ -481,17 +524,11 @@ static __device__ __forceinline__ void half_scores(float (&d)[S::N / 2], uint32_
     uint64_t b1 =
         wgmma_desc(q + S::BLOCKS * S::N * 128 + group() * (ROPE_STEPS * 32), 0, 1024, SWIZZLE_128);
 
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < S::MINE * 4; k++)
-        wgmma<S::N>::template ss<0, 0>(d, desc_at(a0, k / 4 * TILE * 128 + k % 4 * 32),
-                                       desc_at(b0, k / 4 * S::N * 128 + k % 4 * 32), k > 0);
-#pragma unroll
-    for (int k = 0; k < ROPE_STEPS; k++)
-        wgmma<S::N>::template ss<0, 0>(d, desc_at(a1, k * 32), desc_at(b1, k * 32), 1);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_hold(d);
+    sum_products<S::N, S::MINE * 4 + ROPE_STEPS>(d, [&](int k, uint64_t &a, uint64_t &b) {
+        int rope = k - S::MINE * 4;
+        a = rope < 0 ? desc_at(a0, k / 4 * TILE * 128 + k % 4 * 32) : desc_at(a1, rope * 32);
+        b = rope < 0 ? desc_at(b0, k / 4 * S::N * 128 + k % 4 * 32) : desc_at(b1, rope * 32);
+    });
 }
 
 /* bf16: d = K Q^T of this group's columns; in units of log2. */
@@ -502,14 +539,11 @@ static __device__ __forceinline__ void column_scores(float (&d)[S::SCORED / 2], 
     uint64_t a = wgmma_desc(tile, 0, 1024, SWIZZLE_128);
     uint64_t b = wgmma_desc(q + group() * (S::SCORED * 128), 0, 1024, SWIZZLE_128);
 
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < (S::LATENT + S::ROPE) / 16; k++)
-        wgmma<S::SCORED>::template ss<0, 0>(d, desc_at(a, k / 4 * TILE * 128 + k % 4 * 32),
-                                            desc_at(b, k / 4 * S::N * 128 + k % 4 * 32), k > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_hold(d);
+    sum_products<S::SCORED, (S::LATENT + S::ROPE) / 16>(
+        d, [&](int k, uint64_t &left, uint64_t &right) {
+            left = desc_at(a, k / 4 * TILE * 128 + k % 4 * 32);
+            right = desc_at(b, k / 4 * S::N * 128 + k % 4 * 32);
+        });
 #pragma unroll
     for (int i = 0; i < S::SCORED / 2; i++)
         d[i] *= scale;
@@ -641,6 +675,40 @@ static __device__ __forceinline__ void softmax(float (&d)[S::SCORED / 2], state<
     }
 }
 
+/* After a piece's last softmax(): maxima, and sums over a warp, for whole_of(). The next barrier
+ * makes them seen. */
+template <class S>
+static __device__ __forceinline__ void sum_columns(shared<S> &s, const state<S> &st)
+{
+    int t = thread(), warp = t % GROUP_THREADS / 32;
+    float l[S::SEEN];
+
+#pragma unroll
+    for (int c = 0; c < S::SEEN; c++)
+        l[c] = st.l[c];
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2)
+#pragma unroll
+        for (int c = 0; c < S::SEEN; c++)
+            l[c] += __shfl_xor_sync(~0u, l[c], step);
+    if (t % 32 < 4)
+#pragma unroll
+        for (int c = 0; c < S::SEEN; c++) {
+            s.sums_of[group()][warp][column(c, t)] = l[c];
+            if (warp == 0)
+                s.maxima[group()][column(c, t)] = st.m[c];
+        }
+}
+
+/* (m, l) of a column of the tile. */
+template <class S> static __device__ __forceinline__ float2 whole_of(const shared<S> &s, int col)
+{
+    int from = S::BY_COLUMNS ? col / S::SCORED : group(), c = col % S::SCORED;
+    const float(*l)[S::SCORED] = s.sums_of[from];
+
+    return make_float2(s.maxima[from][c], l[0][c] + l[1][c] + l[2][c] + l[3][c]);
+}
+
 /* BY_COLUMNS: brings o to the new maxima once both groups have told what they are. */
 template <class S>
 static __device__ __forceinline__ void follow_maxima(state<S> &st, const shared<S> &s)
@@ -692,6 +760,9 @@ static __device__ __forceinline__ void values(state<S> &st, uint32_t tile, uint3
     uint64_t a0 = wgmma_desc(tile + group() * (S::MINE * TILE * 128), 0, 1024, SWIZZLE_128);
     uint64_t b0 = wgmma_desc(probabilities, 0, 1024, SWIZZLE_128);
 
+#pragma unroll
+    for (int i = 0; i < S::MINE; i++)
+        wgmma_hold(st.o[i]);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < TILE / 16; k++)

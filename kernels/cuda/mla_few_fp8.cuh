@@ -215,33 +215,45 @@ static __device__ __forceinline__ void half_scores_fp8(float (&d)[S::N / 2], con
             mma_bf16(d + 8 * j + 4, a, b.z, b.w);
         }
     }
+    /* With few columns groups side by side: a product waits for the one before it of its sum. */
+    constexpr int SIDE = S::N == 16 ? S::GROUPS : 1;
 #pragma unroll
-    for (int g = 0; g < S::GROUPS; g++) {
-        float sum[S::N / 2] = {};
-        const uint4 *from = (const uint4 *)(row + (half * S::GROUPS + g) * 128 + 32 * (lane % 4));
+    for (int first = 0; first < S::GROUPS; first += SIDE) {
+        float sum[SIDE][S::N / 2] = {};
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            uint4 low = from[k], high = from[k + 8 * S::RAW_ROW / 16];
-            uint32_t l[4] = {low.x, low.y, low.z, low.w}, h[4] = {high.x, high.y, high.z, high.w};
+            uint4 low[SIDE], high[SIDE];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                uint32_t a[4] = {widen_low(l[i]), widen_low(h[i]), widen_high(l[i]),
-                                 widen_high(h[i])};
-#pragma unroll
-                for (int j = 0; j < S::N / 16; j++) {
-                    uint4 b = words[8 * g + 4 * k + i][j][lane];
-                    mma_f16(sum + 8 * j, a, b.x, b.y);
-                    mma_f16(sum + 8 * j + 4, a, b.z, b.w);
-                }
+            for (int g = 0; g < SIDE; g++) {
+                int part = half * S::GROUPS + first + g;
+                const uint4 *from = (const uint4 *)(row + part * 128 + 32 * (lane % 4)) + k;
+                low[g] = from[0], high[g] = from[8 * S::RAW_ROW / 16];
             }
-        }
-#pragma unroll
-        for (int j = 0; j < S::N / 8; j++) {
-            float2 f = *(const float2 *)&s.q_factor[half][g][8 * j + 2 * (lane % 4)];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                d[4 * j + i] += sum[4 * j + i] * (i % 2 ? f.y : f.x) * scale[g][i / 2];
+#pragma unroll
+                for (int g = 0; g < SIDE; g++) {
+                    uint32_t l = (&low[g].x)[i], h = (&high[g].x)[i];
+                    uint32_t a[4] = {widen_low(l), widen_low(h), widen_high(l), widen_high(h)};
+#pragma unroll
+                    for (int j = 0; j < S::N / 16; j++) {
+                        uint4 b = words[8 * (first + g) + 4 * k + i][j][lane];
+                        mma_f16(sum[g] + 8 * j, a, b.x, b.y);
+                        mma_f16(sum[g] + 8 * j + 4, a, b.z, b.w);
+                    }
+                }
         }
+#pragma unroll
+        for (int g = 0; g < SIDE; g++)
+#pragma unroll
+            for (int j = 0; j < S::N / 8; j++) {
+                const float *factor = s.q_factor[half][first + g];
+                float2 f = *(const float2 *)&factor[8 * j + 2 * (lane % 4)];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    d[4 * j + i] +=
+                        sum[g][4 * j + i] * (i % 2 ? f.y : f.x) * scale[first + g][i / 2];
+            }
     }
 }
 

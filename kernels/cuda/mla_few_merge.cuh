@@ -5,9 +5,10 @@
  * A round is 16 columns (query rows); a unit of it is 64 rows of O^T and 8 of these columns: a
  * float4 of each thread of a group, columns 8 j + 2 (lane % 4) + e at [2 i + e]. Of the 16 units
  * (of latent 512) each block of a cluster owns a stretch.
- * Within a cluster: each block writes every unit into the shared memory of the block that owns it:
- * a stage of the ring that is passed on for this, once its owner has granted it to everybody. An
- * owner waits until all have written, then sums. No block is written to after that, so it may end.
+ * Within a cluster: each block tells all others its (m, l), then writes every unit into the shared
+ * memory of the block that owns it: a stage of the ring that is passed on for this, once its owner
+ * has granted it to everybody. An owner makes weights of what it has heard, waits until all have
+ * written, then sums. No block is written to after that, so it may end.
  * Between clusters (pieces of one item): each owner writes its part to the workspace and counts up;
  * whoever completes the count reads all parts and writes the output, and sets the counter back.
  *
@@ -175,15 +176,18 @@ static __device__ __forceinline__ float2 *stats_of(const params &p, int slot, in
 /* ---- of a block that is a cluster by itself -------------------------------------------------- */
 
 template <class S>
-static __device__ __forceinline__ void emit_alone(const params &p, const piece &x,
-                                                  const merge_place<S> &at, const state<S> &st)
+static __device__ __forceinline__ void emit_alone(const params &p, const shared<S> &s,
+                                                  const piece &x, const merge_place<S> &at,
+                                                  const state<S> &st)
 {
     int slot = slot_of(x, x.part), t = thread();
     float scale[S::COLUMNS];
 
 #pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++)
-        scale[c] = x.parts > 1 ? 1 : st.l[c] > 0 ? __fdividef(1, st.l[c]) : 0;
+    for (int c = 0; c < S::COLUMNS; c++) {
+        float l = whole_of<S>(s, column(c, t)).y;
+        scale[c] = x.parts > 1 ? 1 : l > 0 ? __fdividef(1, l) : 0;
+    }
 #pragma unroll
     for (int r = 0; r < S::ROUNDS; r++)
 #pragma unroll
@@ -197,15 +201,13 @@ static __device__ __forceinline__ void emit_alone(const params &p, const piece &
             else
                 __stcg(partial_of<S>(p, slot, r, unit, t), make_float4(v[0], v[1], v[2], v[3]));
         }
-    if (t < 4)
-#pragma unroll
-        for (int c = 0; c < S::COLUMNS; c++) {
-            float2 ml = make_float2(st.m[c], st.l[c]);
-            if (x.parts == 1)
-                write_lse(p, x, column(c, t), ml);
-            else
-                __stcg(stats_of<S>(p, slot, 0, 0) + column(c, t), ml);
-        }
+    if (t < S::N) {
+        float2 ml = whole_of<S>(s, t);
+        if (x.parts == 1)
+            write_lse(p, x, t, ml);
+        else
+            __stcg(stats_of<S>(p, slot, 0, 0) + t, ml);
+    }
 }
 
 /* ---- within a cluster ------------------------------------------------------------------------ */
@@ -228,23 +230,34 @@ static __device__ __forceinline__ void send_2(uint32_t to, uint32_t bar, float a
                  : "memory");
 }
 
+/* Sends this block's maxima and sums to every block of the cluster, once it may: ahead of the
+ * output, so that weights are known when that is there. Warp w tells blocks w and w + 8. */
+template <class S>
+static __device__ __forceinline__ void tell(shared<S> &s, const merge_place<S> &at)
+{
+    int t = thread(), col = t % 16, to = t / 32 + t % 32 / 16 * 8;
+
+    mbar_wait_cluster(smem_u32(&s.granted), at.exchanges & 1);
+    if (to < at.cluster)
+#pragma unroll
+        for (int r = 0; r < S::ROUNDS; r++) {
+            float2 ml = whole_of<S>(s, 16 * r + col);
+            send_2(cluster_map(smem_u32(&s.stats[r][at.rank][col]), to),
+                   cluster_map(smem_u32(&s.heard), to), ml.x, ml.y);
+        }
+    __syncwarp();
+}
+
 template <class S>
 static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> &tiles,
                                             const state<S> &st, const merge_place<S> &at)
 {
-    int t = thread(), warp = t / 32;
+    int t = thread();
     uint32_t received = smem_u32(&s.received), rooms[S::ROUNDS];
 
 #pragma unroll
     for (int r = 0; r < S::ROUNDS; r++)
         rooms[r] = smem_u32(room_of<S>(s, tiles, r) + t % GROUP_THREADS);
-    /* Four lanes of a warp know the sums of all columns: warp w tells blocks w and w + 8. */
-    if (t % 32 < 4)
-        for (int to = warp; to < at.cluster; to += MATH_THREADS / 32)
-#pragma unroll
-            for (int c = 0; c < S::COLUMNS; c++)
-                send_2(cluster_map(smem_u32(&s.stats[c / 4][at.rank][column(c % 4, t)]), to),
-                       cluster_map(received, to), st.m[c], st.l[c]);
 #pragma unroll
     for (int u = 0; u < 2 * S::MINE; u++) {
         uint2 route = s.routes[t / GROUP_THREADS * (2 * S::MINE) + u];
@@ -255,26 +268,44 @@ static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> 
     }
 }
 
+/* Weights of what the cluster's blocks send of columns 16 round .. . */
+template <class S>
+static __device__ __forceinline__ void weigh_cluster(const params &p, shared<S> &s, const piece &x,
+                                                     const merge_place<S> &at, int round)
+{
+    int t = thread(), lane = t % 32, col = t / 32 * 2 + lane % 2;
+    float2 ml = weigh(s.stats[round], at.cluster, x.parts == 1);
+
+    if (lane < 2 && x.parts > 1)
+        __stcg(stats_of<S>(p, slot_of(x, x.part), at.rank, round) + col, ml);
+    if (lane < 2 && x.parts == 1 && at.rank == 0)
+        write_lse(p, x, 16 * round + col, ml);
+}
+
+enum { BATCH = 8 }; /* parts that are read at a time */
+
 /* Sums what the cluster sent of columns 16 round .. . The groups take turns. */
 template <class S>
 static __device__ __forceinline__ void gather(const params &p, shared<S> &s, const float4 *room,
                                               const piece &x, const merge_place<S> &at, int round)
 {
-    int own = at.own, first = at.first, slot = slot_of(x, x.part);
-    int t = thread(), lane = t % 32, col = t / 32 * 2 + lane % 2;
-    float2 ml = weigh(s.stats[round], at.cluster, x.parts == 1);
+    int own = at.own, first = at.first, slot = slot_of(x, x.part), t = thread();
 
-    if (lane < 2 && x.parts > 1)
-        __stcg(stats_of<S>(p, slot, at.rank, round) + col, ml);
-    if (lane < 2 && x.parts == 1 && at.rank == 0)
-        write_lse(p, x, 16 * round + col, ml);
 #pragma unroll 1
     for (int i = t / GROUP_THREADS ^ round; i < own; i += 2) {
         const float4 *from = room + i * GROUP_THREADS + t % GROUP_THREADS;
         float v[4] = {};
-#pragma unroll 4
-        for (int k = 0; k < at.cluster; k++)
-            add_part(v, from[k * own * GROUP_THREADS], s.stats[round][k], (first + i) % 2, t);
+#pragma unroll 1
+        for (int begin = 0; begin < at.cluster; begin += BATCH) {
+            float4 part[BATCH];
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                part[k] = from[min(begin + k, at.cluster - 1) * own * GROUP_THREADS];
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                if (begin + k < at.cluster)
+                    add_part(v, part[k], s.stats[round][begin + k], (first + i) % 2, t);
+        }
         if (x.parts == 1)
             turn_unit<S>(at.turned, round * own + i, v, t);
         else
@@ -288,11 +319,15 @@ static __device__ __forceinline__ void exchange(const params &p, shared<S> &s,
                                                 const ring<S::STAGES> &tiles, const piece &x,
                                                 merge_place<S> &at, const state<S> &st)
 {
-    if (threadIdx.x == 0)
-        mbar_arrive_expect(smem_u32(&s.received),
-                           S::ROUNDS * at.cluster * (at.own * 2048 + 16 * 8));
-    mbar_wait_cluster(smem_u32(&s.granted), at.exchanges & 1);
+    if (threadIdx.x == 0) {
+        mbar_arrive_expect(smem_u32(&s.heard), S::ROUNDS * at.cluster * 16 * 8);
+        mbar_arrive_expect(smem_u32(&s.received), S::ROUNDS * at.cluster * at.own * 2048);
+    }
     send<S>(s, tiles, st, at);
+    mbar_wait_cluster(smem_u32(&s.heard), at.exchanges & 1);
+#pragma unroll 1
+    for (int r = 0; r < S::ROUNDS; r++)
+        weigh_cluster<S>(p, s, x, at, r);
     mbar_wait_cluster(smem_u32(&s.received), at.exchanges & 1);
     at.exchanges++;
 #pragma unroll 1
@@ -320,8 +355,6 @@ static __device__ __forceinline__ bool arrived_last(const params &p, shared<S> &
     named_sync(MATH_BARRIER, MATH_THREADS);
     return s.last;
 }
-
-enum { BATCH = 8 }; /* parts that are read at a time */
 
 /* Columns 16 round .. of all parts, this block's units. `stats`: room for (parts, 16). */
 template <class S>
@@ -366,42 +399,6 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
 
 /* ---- the end of a piece ---------------------------------------------------------------------- */
 
-/* Sums over a column of what its threads have; with BY_COLUMNS, maxima and sums of all columns. */
-template <class S> static __device__ __forceinline__ void sum_columns(shared<S> &s, state<S> &st)
-{
-    float(*by_warp)[S::N] = s.by_warp[group()];
-    int t = thread(), warp = t % GROUP_THREADS / 32;
-
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2)
-#pragma unroll
-        for (int c = 0; c < S::SEEN; c++)
-            st.l[c] += __shfl_xor_sync(~0u, st.l[c], step);
-    sync_group(); /* the maxima were read */
-    if (t % 32 < 4)
-#pragma unroll
-        for (int c = 0; c < S::SEEN; c++)
-            by_warp[warp][column(c, t)] = st.l[c];
-    sync_group();
-#pragma unroll
-    for (int c = 0; c < S::SEEN; c++) {
-        const float *at = &by_warp[0][column(c, t)];
-        st.l[c] = at[0] + at[S::N] + at[2 * S::N] + at[3 * S::N];
-    }
-    if constexpr (S::BY_COLUMNS) {
-        if (warp == 0 && t < GROUP_THREADS * group() + 4)
-#pragma unroll
-            for (int c = 0; c < S::SEEN; c++)
-                s.whole[group() * S::SCORED + column(c, t)] = make_float2(st.m[c], st.l[c]);
-        named_sync(MATH_BARRIER, MATH_THREADS);
-#pragma unroll
-        for (int c = 0; c < S::COLUMNS; c++)
-            st.m[c] = s.whole[column(c, t)].x, st.l[c] = s.whole[column(c, t)].y;
-    } else {
-        sync_group();
-    }
-}
-
 template <class S>
 static __device__ __forceinline__ void finish(const params &p, shared<S> &s, const piece &in_shared,
                                               ring<S::STAGES> &tiles, merge_place<S> &at,
@@ -413,14 +410,13 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
     static_assert(S::ROUND_BYTES <= S::STAGE_BYTES &&
                       MAX_SMS * 16 * sizeof(float2) <= S::STAGE_BYTES,
                   "a stage holds what merging needs");
-    sum_columns<S>(s, st);
     if (x.scratch)
         for (int i = 0; i < S::ROOMS; i++) {
             ring<S::STAGES> room = tiles.next(i);
             mbar_wait(smem_u32(&s.tile_full[room.stage]), room.phase);
         }
     if (at.cluster == 1)
-        emit_alone<S>(p, x, at, st);
+        emit_alone<S>(p, s, x, at, st);
     else
         exchange<S>(p, s, tiles, x, at, st);
     if (!whole && arrived_last<S>(p, s, x, at.rank)) {
@@ -440,13 +436,16 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-/* This block's part of a piece. `ahead` is called before the last tile is waited for. */
-template <class S, class Ahead>
+/* This block's part of a piece. `ahead` is called before the last tile is waited for, `tell` once
+ * whole_of() is known. */
+template <class S, class Ahead, class Tell>
 static __device__ __forceinline__ void attend(const params &p, shared<S> &s, const piece &x,
                                               uint32_t q, ring<S::STAGES> &at, int cluster,
-                                              state<S> &st, Ahead ahead)
+                                              state<S> &st, Ahead ahead, Tell tell)
 {
     float d[S::SCORED / 2];
+    constexpr bool EARLY = !S::FP8; /* told before the last values: FP8's loop would be slower */
+    bool told = false;
     const int begin = x.begin, end = x.end, n_tiles = x.tiles;
     int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len; /* tokens before it: every row */
 
@@ -487,6 +486,8 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
             if (valid < TILE || token + TILE > all_see)
                 mask<S>(d, s, token);
             softmax<S>(d, st, s);
+            if (EARLY && i == n_tiles - 1)
+                sum_columns<S>(s, st);
             uint8_t *probabilities = s.p[S::BY_COLUMNS ? 0 : group()][0];
 #pragma unroll
             for (int g = 0; g < S::P_TILES; g++)
@@ -502,6 +503,10 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
             } else {
                 sync_group();
             }
+            if (EARLY && i == n_tiles - 1) {
+                tell();
+                told = true;
+            }
             if constexpr (S::FP8)
                 values_fp8<S>(st, smem_u32(tile), smem_u32(probabilities));
             else
@@ -512,6 +517,11 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
     if (n_tiles == 0) {
         ahead();
         grant<S>(s, at, cluster);
+    }
+    if (!told) { /* or nothing of the last tile is this block's */
+        sum_columns<S>(s, st);
+        named_sync(MATH_BARRIER, MATH_THREADS);
+        tell();
     }
     if constexpr (S::FP8)
         finish_values<S>(st);
@@ -546,7 +556,7 @@ static __device__ __forceinline__ void look_ahead(const params &p, shared<S> &s,
     if (x.rows == 0)
         return;
     if constexpr (S::Q_STAGES > 1) {
-        ask_queries<S>(p, q, x);
+        ask_queries<S>(route_queries<S>(p, q, x));
     } else {
         hint_queries<S>(p, x);
     }
@@ -565,16 +575,17 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
     if (cluster > 1) /* the others' barriers are there */
         cluster_wait();
     int rows = await_piece<S>(s, works).rows;
+    query_route route = route_queries<S>(p, s.q[0], s.work[0]);
     if (p.settled && rows > 0)
         hint_queries<S>(p, s.work[0]);
     /* Nothing of this kernel may be left when the ones before aren't done, so one block waits. */
     if (rows > 0 || blockIdx.x == 0)
         launch_wait();
+    if (!S::FP8 && rows > 0)
+        ask_queries<S>(route);
+    arrive_warp(s.asked);
     if (p.next_late)
         launch_next();
-    if (!S::FP8 && rows > 0)
-        ask_queries<S>(p, s.q[0], s.work[0]);
-    arrive_warp(s.asked);
 #pragma unroll 1
     for (int n = 0; await_piece<S>(s, works).rows > 0; n++) {
         const piece &x = s.work[works.stage];
@@ -585,8 +596,13 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
         } else {
             await_queries();
         }
-        attend<S>(p, s, x, smem_u32(q), tiles, cluster, st,
-                  [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); });
+        attend<S>(
+            p, s, x, smem_u32(q), tiles, cluster, st,
+            [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); },
+            [&] {
+                if (cluster > 1)
+                    tell<S>(s, at);
+            });
         at.turned = q;
         finish<S>(p, s, x, tiles, at, st);
         named_sync(MATH_BARRIER, MATH_THREADS); /* what was turned has been read */
@@ -607,6 +623,7 @@ template <class S> static __device__ void init_barriers(shared<S> &s, int cluste
         mbar_init(smem_u32(&s.work_empty[i]), MATH_THREADS / 32);
     }
     mbar_init(smem_u32(&s.granted), cluster);
+    mbar_init(smem_u32(&s.heard), 1);
     mbar_init(smem_u32(&s.received), 1);
     mbar_init_fence();
 }
@@ -640,19 +657,9 @@ __global__ void __launch_bounds__(S::THREADS, 1) decode(const __grid_constant__ 
 
     if (!p.next_late)
         launch_next();
-    touch_params(p);
-    if (threadIdx.x == MATH_THREADS) {
-        init_barriers<S>(s, cluster);
-        if (!S::FP8)
-            tma_prefetch_map(p.ragged ? &p.half : &p.page);
-        if (smem_u32(memory) % 1024 != 0)
-            __trap();
-    }
-    make_routes<S>(s, rank, cluster);
-    __syncthreads();
-    if (cluster > 1)
-        cluster_arrive();
     if (threadIdx.x >= MATH_THREADS) {
+        if (cluster > 1) /* says nothing: the barriers are thread 0's */
+            cluster_arrive_relaxed();
         if constexpr (S::UNEVEN)
             registers_lower<104>();
         if (threadIdx.x < MATH_THREADS + 32)
@@ -660,6 +667,20 @@ __global__ void __launch_bounds__(S::THREADS, 1) decode(const __grid_constant__ 
         if (cluster > 1)
             cluster_wait();
     } else {
+        touch_params(p);
+        if (threadIdx.x == 0) {
+            init_barriers<S>(s, cluster);
+            if (!S::FP8)
+                tma_prefetch_map(p.ragged ? &p.half : &p.page);
+            if (smem_u32(memory) % 1024 != 0)
+                __trap();
+        }
+        __syncwarp();
+        if (cluster > 1)
+            cluster_arrive_relaxed();
+        make_routes<S>(s, rank, cluster);
+        named_arrive(READY_BARRIER, MATH_THREADS + 32);
+        named_sync(MATH_BARRIER, MATH_THREADS);
         if constexpr (S::UNEVEN)
             registers_raise<200>();
         decode_pieces<S>(p, s, rank, cluster);

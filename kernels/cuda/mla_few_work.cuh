@@ -37,6 +37,16 @@ struct piece {
     int32_t counter; /* of the item's arrivals */
 };
 
+/* threadIdx.x for code that runs once a piece: what follows from it is not kept meanwhile, in
+ * registers that the products need. */
+static __device__ __forceinline__ int thread()
+{
+    int t;
+
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+
 static __device__ __forceinline__ int slot_of(const piece &p, int part)
 {
     return part == 0 ? p.slot0 : p.slot1 + (part - 1) * p.slot_step;
@@ -92,7 +102,7 @@ template <int N> struct plan {
 
     /* Sequences first .. first + 31, one to each lane. */
     int32_t first, q_len, kv_len, q_start, table;
-    int32_t seen_q[KEPT], seen_kv[KEPT]; /* when a lane counts several */
+    int32_t seen[KEPT]; /* when a lane counts several: kv_len + (q_len << 25) */
 
     __device__ void init(const params &p, int worker_, int rank_, int cluster_);
     __device__ bool next(const params &p, piece &out);
@@ -134,27 +144,51 @@ template <int N> struct plan {
     }
 };
 
-/* Not outside of what they can be: they may be out of date, or not there yet. No branch, so that
- * many reads go together; 0 for a sequence that there isn't. */
+/* In this place, so that many reads go together. */
+static __device__ __forceinline__ int32_t read_here(const int32_t *at)
+{
+    int32_t v;
+
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(at));
+    return v;
+}
+
+/* An array's value, or, so that there is no branch, one of kv_lens where there is no array. */
+static __device__ __forceinline__ int32_t read_array(const params &p, const int32_t *array, int at)
+{
+    return read_here((array ? array : p.seqs.kv_lens) + at);
+}
+
 static __device__ __forceinline__ void read_lengths(const params &p, int i, int &q_len, int &kv_len)
 {
-    int there = i < p.seqs.n_seqs ? ~0 : 0, at = min(i, p.seqs.n_seqs - 1);
+    int at = min(i, p.seqs.n_seqs - 1);
 
-    q_len = p.seqs.max_q_len;
-    if (p.seqs.q_lens)
-        q_len = max(min(__ldcg(p.seqs.q_lens + at), p.seqs.max_q_len), 0);
-    kv_len = max(min(__ldcg(p.seqs.kv_lens + at), 1 << 24), 0) & there;
-    q_len &= there;
+    q_len = read_array(p, p.seqs.q_lens, at);
+    kv_len = read_here(p.seqs.kv_lens + at);
+}
+
+/* Not outside of what they can be: they may be out of date, or not there yet; 0 for a sequence that
+ * there isn't. */
+static __device__ __forceinline__ void clamp_lengths(const params &p, int i, int &q_len,
+                                                     int &kv_len)
+{
+    int there = i < p.seqs.n_seqs ? ~0 : 0;
+
+    q_len = (p.seqs.q_lens ? max(min(q_len, p.seqs.max_q_len), 0) : p.seqs.max_q_len) & there;
+    kv_len = max(min(kv_len, 1 << 24), 0) & there;
 }
 
 template <int N> __device__ void plan<N>::load(const params &p, int from)
 {
-    int i = from + (int)(threadIdx.x % 32), at = min(i, p.seqs.n_seqs - 1);
+    int i = from + (int)(thread() % 32), at = min(i, p.seqs.n_seqs - 1);
 
     first = from;
     read_lengths(p, i, q_len, kv_len);
-    q_start = p.seqs.q_starts ? __ldcg(p.seqs.q_starts + at) : i * p.seqs.max_q_len;
-    table = p.seqs.table_starts ? __ldcg(p.seqs.table_starts + at) : i * p.seqs.table_stride;
+    q_start = read_array(p, p.seqs.q_starts, at);
+    table = read_array(p, p.seqs.table_starts, at);
+    clamp_lengths(p, i, q_len, kv_len);
+    q_start = p.seqs.q_starts ? q_start : i * p.seqs.max_q_len;
+    table = p.seqs.table_starts ? table : i * p.seqs.table_stride;
 }
 
 /* What n workers would take, in quarters of the time that a page takes a block: the pages of a
@@ -192,7 +226,7 @@ __device__ void plan<N>::choose_workers(const params &p, int pages, int items, b
 template <int N>
 __device__ void plan<N>::init(const params &p, int worker_, int rank_, int cluster_)
 {
-    int lane = threadIdx.x % 32, n = p.seqs.n_seqs, per_lane = (n + 31) / 32;
+    int lane = thread() % 32, n = p.seqs.n_seqs, per_lane = (n + 31) / 32;
     int tiles = 0, pages = 0, halves = 0, least = INT32_MAX, most = 0;
 
     worker = worker_, rank = rank_, cluster = cluster_;
@@ -215,16 +249,21 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
                                   : quotient(n, quotient(n + p.workers - 1, p.workers));
         int likely = min(quotient(min(worker, even) * n, even), n - 1);
         load(p, quotient(likely, per_lane) * per_lane);
+        int queries[KEPT], tokens[KEPT];
 #pragma unroll
         for (int k = 0; k < KEPT; k++)
-            read_lengths(p, k < per_lane ? lane * per_lane + k : n, seen_q[k], seen_kv[k]);
+            read_lengths(p, k < per_lane ? lane * per_lane + k : n, queries[k], tokens[k]);
 #pragma unroll
-        for (int k = 0; k < KEPT; k++)
-            count(seen_q[k], seen_kv[k]);
+        for (int k = 0; k < KEPT; k++) {
+            clamp_lengths(p, k < per_lane ? lane * per_lane + k : n, queries[k], tokens[k]);
+            count(queries[k], tokens[k]);
+            seen[k] = tokens[k] + (queries[k] << 25);
+        }
         for (int k = KEPT; k < per_lane && lane * per_lane + k < n; k++) {
-            int queries, tokens;
-            read_lengths(p, lane * per_lane + k, queries, tokens);
-            count(queries, tokens);
+            int more_queries, more_tokens;
+            read_lengths(p, lane * per_lane + k, more_queries, more_tokens);
+            clamp_lengths(p, lane * per_lane + k, more_queries, more_tokens);
+            count(more_queries, more_tokens);
         }
     }
     int all_pages = total = __reduce_add_sync(~0u, pages);
@@ -249,7 +288,7 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
 template <int N>
 __device__ void plan<N>::find_start(const params &p, int per_lane, int tiles, int span)
 {
-    int lane = threadIdx.x % 32, from = 0;
+    int lane = thread() % 32, from = 0;
 
     base = item0 = cut = 0;
     for (;;) {
@@ -372,12 +411,13 @@ template <int N> __device__ bool plan<N>::next(const params &p, piece &out)
 /* Whether all that the plan and its first piece rest on still stands in memory. */
 template <int N> __device__ bool plan<N>::holds(const params &p) const
 {
-    int lane = threadIdx.x % 32, n = p.seqs.n_seqs, per_lane = (n + 31) / 32, i = first + lane;
+    int lane = thread() % 32, n = p.seqs.n_seqs, per_lane = (n + 31) / 32, i = first + lane;
     int queries, tokens;
-    bool same = per_lane <= KEPT;
+    bool same = per_lane <= KEPT && p.seqs.max_q_len < 128;
 
     if (first >= 0 && i < n) {
         read_lengths(p, i, queries, tokens);
+        clamp_lengths(p, i, queries, tokens);
         same &= queries == q_len & tokens == kv_len;
         if (p.seqs.q_starts)
             same &= __ldcg(p.seqs.q_starts + i) == q_start;
@@ -389,7 +429,8 @@ template <int N> __device__ bool plan<N>::holds(const params &p) const
         for (int k = 0; k < KEPT; k++)
             if (k < per_lane && lane * per_lane + k < n) {
                 read_lengths(p, lane * per_lane + k, queries, tokens);
-                same &= queries == seen_q[k] & tokens == seen_kv[k];
+                clamp_lengths(p, lane * per_lane + k, queries, tokens);
+                same &= tokens + (queries << 25) == seen[k];
             }
     }
     return __all_sync(~0u, same);
