@@ -15,7 +15,7 @@
  * CLUSTER 2: two blocks with neighbouring row tiles of one sequence walk the same pages; each
  * brings half of every page and multicasts it to both, which halves the bytes read from L2.
  *
- * The running maximum of a row moves only when it grows by more than LAZY (base 2), so that the
+ * The running maximum of a row moves only when it has been outgrown by far, so that the
  * accumulators are hardly ever rescaled; sums stay exact, since all use the same reference. */
 #pragma once
 
@@ -313,54 +313,54 @@ static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, s
     wgmma_commit();
 }
 
-/* Moves references of rows up to their largest score if that has outgrown them. */
+/* Moves references of rows up to their largest score where that has outgrown them; a row's own
+ * threads alone decide. */
 static __device__ __forceinline__ void raise_references(const float (&s)[32], scorer &t,
-                                                        float scale_log2)
+                                                        float scale_log2, bool (&outgrown)[2])
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float top = s[2 * r];
+        float top = outgrown[r] ? INFINITY : -INFINITY;
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+        bool raise = fmaxf(top, __shfl_xor_sync(~0u, top, 2)) > 0;
+        top = s[2 * r];
 #pragma unroll
         for (int i = 0; i < 16; i++)
             top = fmaxf(top, s[i / 2 * 4 + 2 * r + i % 2]);
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 2)) * scale_log2;
-        if (top > t.m[r] + LAZY) {
+        if (raise && top > t.m[r]) {
             t.l[r] *= exp2_fast(t.m[r] - top);
             t.m[r] = top;
         }
     }
 }
 
-/* Probabilities (bf16 pairs as a left operand has them) and their sums by the references there are;
- * says whether a score of this thread has outgrown its row's. */
-static __device__ __forceinline__ bool exponentials(const float (&s)[32], uint32_t (&pr)[16],
+/* Probabilities (bf16 pairs as a left operand has them) and their sums by the references there are.
+ */
+static __device__ __forceinline__ void exponentials(const float (&s)[32], uint32_t (&pr)[16],
                                                     float (&sum)[2], const scorer &t,
                                                     float scale_log2)
 {
-    float top[2][2], sums[2][2] = {};
+    float sums[2][2] = {};
 
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         int r = i % 2;
-        float x = s[2 * i], y = s[2 * i + 1], zero = t.m[r] == -INFINITY ? 0 : t.m[r];
-        top[r][0] = i < 2 ? x : fmaxf(top[r][0], x);
-        top[r][1] = i < 2 ? y : fmaxf(top[r][1], y);
-        x = exp2_fast(fmaf(x, scale_log2, -zero));
-        y = exp2_fast(fmaf(y, scale_log2, -zero));
+        float zero = t.m[r] == -INFINITY ? 0 : t.m[r];
+        float x = exp2_fast(fmaf(s[2 * i], scale_log2, -zero));
+        float y = exp2_fast(fmaf(s[2 * i + 1], scale_log2, -zero));
         sums[r][0] += x, sums[r][1] += y;
         __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
         pr[i] = *(uint32_t *)&pair;
     }
     sum[0] = sums[0][0] + sums[0][1];
     sum[1] = sums[1][0] + sums[1][1];
-    return fmaxf(top[0][0], top[0][1]) * scale_log2 > t.m[0] + LAZY ||
-           fmaxf(top[1][0], top[1][1]) * scale_log2 > t.m[1] + LAZY;
 }
 
 /* Scores become probabilities. Updates references and sums. The references nearly always stay what
- * they are, so that nothing waits for the maxima; else it is done again. limit[r]: tokens of this
- * page that row r sees. */
+ * they are, so that nothing waits for maxima: whether a score has outgrown them shows in a thread's
+ * sum, and then it is done again. limit[r]: tokens of this page that row r sees. */
 static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16], scorer &t,
                                                float scale_log2, bool mask, const int (&limit)[2])
 {
@@ -373,8 +373,11 @@ static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16
             if (i / 4 * 8 + i % 2 >= limit[i / 2 % 2] - column)
                 s[i] = -INFINITY;
     }
-    if (__any_sync(~0u, exponentials(s, pr, sum, t, scale_log2))) {
-        raise_references(s, t, scale_log2);
+    exponentials(s, pr, sum, t, scale_log2);
+    bool outgrown[2] = {sum[0] > MOST_SUM || t.m[0] == -INFINITY,
+                        sum[1] > MOST_SUM || t.m[1] == -INFINITY};
+    if (__any_sync(~0u, outgrown[0] || outgrown[1])) {
+        raise_references(s, t, scale_log2, outgrown);
         exponentials(s, pr, sum, t, scale_log2);
     }
     t.l[0] += sum[0];

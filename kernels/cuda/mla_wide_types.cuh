@@ -27,7 +27,7 @@ enum {
     OVERHEAD = 3,     /* of a unit, in pages: what starting and ending one costs */
 };
 
-static constexpr float LAZY = 8;
+static constexpr float MOST_SUM = 256; /* of a thread's 16 probabilities of a row */
 
 /* Whether a unit's queries may come while the results of the one before are still being stored:
  * these then go by way of their last page's memory. With one row tile, where pages bind, that costs
