@@ -1,14 +1,10 @@
 /* The experts of a mixture-of-experts layer, by moe.h or, where weights are FP8 or
- * INT4, by moe_fp8.h or moe_int4.h. Their working memory begins with counters that stay zero. */
+ * INT4, by moe_fp8.h or moe_int4.h. Their working memory begins with MOE_FEW_ROOM. */
 #include "kernels/cuda/backend.cuh"
 #include "kernels/cuda/moe_fp8.h"
 #include "kernels/cuda/moe_int4.h"
 
 #include <algorithm>
-
-enum { COUNTERS = 256 };
-static_assert((int)COUNTERS == (int)MOE_FP8_COUNTERS && (int)COUNTERS == (int)MOE_INT4_COUNTERS,
-              "all formats' counters have one place");
 
 static int32_t shared_experts(const struct backend_shapes *shapes)
 {
@@ -33,7 +29,7 @@ int cuda_moe_reserve(struct cuda_backend *cu, struct error *err)
         return of(cu->limits.max_rows, s->hidden_size, s->moe_intermediate, s->router.experts,
                   s->router.top_k, shared);
     };
-    cu->moe_work_bytes = COUNTERS + bytes(moe_workspace);
+    cu->moe_work_bytes = MOE_FEW_ROOM + bytes(moe_workspace);
     if (cu->has_fp8)
         cu->moe_work_bytes = std::max(cu->moe_work_bytes, bytes(moe_fp8_workspace));
     if (cu->has_int4)
@@ -65,8 +61,8 @@ static void run_experts(struct cuda_backend *cu, struct moe_fp8_args *all,
         all->ue8m0 = cu->shapes.ue8m0;
         cuda_check_launch(cu, moe_fp8_experts(all, cu->stream), "moe_fp8_experts");
     } else {
-        args->workspace = (char *)args->workspace + COUNTERS;
-        args->workspace_bytes -= COUNTERS;
+        args->workspace = (char *)args->workspace + MOE_FEW_ROOM;
+        args->workspace_bytes -= MOE_FEW_ROOM;
         cuda_check_launch(cu, moe_experts(args, cu->stream), "moe_experts");
     }
 }

@@ -55,6 +55,10 @@ int moe_experts(const struct moe_args *args, gemm_stream stream);
 size_t moe_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32_t top_k,
                      int32_t shared);
 
+/* Bytes at the beginning of the workspaces of moe_fp8_experts and moe_int4_experts: zero before the
+ * first call, then theirs alone. */
+enum { MOE_FEW_ROOM = 256 * 1024 };
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,20 +2,26 @@
  *
  * Every block makes the list of the experts that are wanted: the shared ones first, whose weights
  * are asked for before the routing is known, then the others in rising order. Blocks share the
- * tiles of gate and up (8 rows of either) of the list evenly, write what comes of them to `hidden`,
- * and count the tiles of each expert that are done. FEW_LAG experts later, when all of an expert's
- * tiles are counted, its rows of hidden are fetched, multiplied by the 16 rows of down that are a
- * block's own, and added to the sum over the experts. The ring of weights runs on from the one
- * product into the other, so the memory is idle only at the beginning and at the end.
+ * tiles of gate and up (8 rows of either) of the list evenly, and write what comes of them to
+ * memory. FEW_LAG experts later an expert's rows of hidden values are fetched, multiplied by the 16
+ * rows of down that are a block's own, and added to the sum over the experts. The ring of weights
+ * runs on from the one product into the other, so the memory is idle only at the beginning and at
+ * the end.
+ *
+ * Hidden values go from block to block in pairs, with the number of the launch beside them in the
+ * same 64 bits: who reads them sees by it that they are there. No fence is needed, which would wait
+ * for all that its multiprocessor has asked of the memory, and no counter. Whatever crosses the
+ * chip takes as long as the requests for weights ahead of it: hence at most FEW_DEPTH steps are
+ * under way, though the ring has room for more.
  *
  * All blocks must be on the GPU at once, one on a multiprocessor; nothing before them waits for
- * anything after, so they will be. Counters are zero again at the end.
+ * anything after, so they will be.
  *
  * Roles: two groups of 8 warps multiply, every other step (16 rows by 16 KB) each, a warp its part
- * of k; one warp copies weights to the ring; one makes the list and fetches x, then hidden; two add
- * up the warps' sums and store, every other tile each: to count a tile takes as long as to fetch
- * one. Tokens rest in shared memory: every product is with all rows of x at once, up to 8 columns
- * of a matrix operation, and those of rows that did not choose the expert are left out.
+ * of k; one warp copies weights to the ring; one makes the list and fetches x, then hidden values;
+ * two add up the warps' sums and store, every other tile each. Tokens rest in shared memory: every
+ * product is with all rows of x at once, up to 8 columns of a matrix operation, and those of rows
+ * that did not choose the expert are left out.
  *
  * Routed and shared experts may have weights in different formats, R and S (moe_few_formats.cuh). A
  * format has
@@ -40,13 +46,24 @@ enum {
     FEW_FETCH = FEW_MATH + 2, /* list, x, hidden */
     FEW_COPY = FEW_MATH + 3,  /* weights */
     FEW_THREADS = (FEW_MATH + 4) * 32,
-    FEW_LAG = 4,     /* experts between the product of gate and up and that of down */
+    FEW_LAG = 5,     /* experts between the product of gate and up and that of down */
+    FEW_DEPTH = 4,   /* steps that are asked for and not there, at most; */
+    FEW_SHY = 2,     /* while the kernels ahead run, which want the memory too */
     FEW_STAGES = 12, /* at most */
     FEW_STEP_BYTES = 16384,
     FEW_PITCH = 20, /* floats of a token's sums; 4 more than 16: no bank conflicts */
     FEW_SUMS = FEW_MATH * FEW_ROWS * FEW_PITCH,
     FEW_TOKEN_BYTES = 112 * 1024, /* at most */
 };
+
+/* What is kept between launches, zero before the first. */
+struct few_room {
+    uint32_t launch; /* number of the last one */
+    uint32_t done;   /* blocks of this one that need no more of `launch` */
+    uint64_t unused;
+    uint64_t pairs[]; /* (places, i / 2) two hidden values; above them the launch's number */
+};
+static_assert(sizeof(struct few_room) + 2 * FEW_TOKEN_BYTES <= MOE_FEW_ROOM, "pairs have room");
 
 enum few_matrix { FEW_GATE, FEW_UP, FEW_DOWN };
 
@@ -57,8 +74,7 @@ template <class R, class S> struct few_params {
     const char *x;
     const int32_t *ids;
     const float *weights;
-    __nv_bfloat16 *hidden; /* (places, i) */
-    uint32_t *counters;    /* (FEW_LIST) tiles done; one more: blocks that are done counting */
+    struct few_room *room;
     const __nv_bfloat16 *residual;
     __nv_bfloat16 *out;
     int64_t x_stride, out_stride;
@@ -67,9 +83,11 @@ template <class R, class S> struct few_params {
     int32_t gate_tiles, down_tiles;       /* of an expert; of the output */
 };
 
-/* What every block knows of the routing. A row's place among the rows of hidden; -1: none. */
+/* What every block knows of the routing, and the launch's number. A row's place among the rows of
+ * hidden values; -1: none. */
 struct few_list {
     int32_t n;
+    uint32_t launch;
     int32_t expert[FEW_LIST];
     int16_t place[FEW_LIST][FEW_ROWS];
     float weight[FEW_LIST][FEW_ROWS];
@@ -175,8 +193,8 @@ __device__ __forceinline__ void few_copied(uint32_t bar)
 template <class R, class S> struct few_copier {
     const few_params<R, S> &p;
     const few_memory<R, S> &mem;
-    struct few_place at;
-    int lane;
+    struct few_place at, there; /* the next step; the first that may not be there */
+    int lane, depth;
 
     /* One step: of gate and up, or of down. part 1: shared. */
     __device__ __forceinline__ void step(int part, int z, int tile, int step, bool gated)
@@ -188,6 +206,8 @@ template <class R, class S> struct few_copier {
 
         if (at.count >= at.stages)
             ring_wait(mem.empty(at.stage), at.parity);
+        for (; there.count <= at.count - depth; there.advance())
+            ring_wait(mem.full(there.stage), there.parity);
         if (lane == 0) {
             mbar_arrive_expect(bar, FEW_STEP_BYTES);
             tma_load_4d(dst, &weights[gated ? FEW_GATE : FEW_DOWN], bar, 0, row, block, z,
@@ -208,7 +228,7 @@ template <class R, class S> struct few_copier {
 template <class R, class S>
 __device__ void few_copy(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
 {
-    few_copier<R, S> to = {p, mem, {0, p.stages, 0, 1}, lane};
+    few_copier<R, S> to = {p, mem, {0, p.stages, 0, 1}, {0, p.stages, 0, 0}, lane, FEW_SHY};
     few_walk walk(p.gate_tiles);
     int n = p.shared; /* as far as is known */
     bool known = false;
@@ -223,6 +243,7 @@ __device__ void few_copy(const few_params<R, S> &p, const few_memory<R, S> &mem,
         if (e >= n && !known) {
             ring_wait(smem_u32(&mem.bars->listed), 0);
             known = true;
+            to.depth = FEW_DEPTH;
             n = mem.list->n;
         }
         for (; e < n && walk.entry == e; walk.next()) {
@@ -240,20 +261,44 @@ __device__ void few_copy(const few_params<R, S> &p, const few_memory<R, S> &mem,
 
 /* ---- list, x, hidden ------------------------------------------------------------------------- */
 
-/* A warp. Lane l has pair l: row l / top_k. */
-template <class R, class S>
-__device__ void few_make_list(const few_params<R, S> &p, struct few_list *list, int lane)
+__device__ __forceinline__ void few_copy_row(char *to, const char *from, int bytes, int lane)
 {
-    int pairs = p.m * p.top_k, e = -1, rank = 0;
-    float weight = 0;
+    for (int at = lane * 16; at < bytes; at += 512)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_u32(to + at)),
+                     "l"(from + at)
+                     : "memory");
+}
 
+/* What of the list does not depend on the routing. A warp. */
+template <class R, class S>
+__device__ void few_begin_list(const few_params<R, S> &p, struct few_list *list, int lane)
+{
     for (int i = lane; i < FEW_LIST * FEW_ROWS; i += 32)
         list->place[i / FEW_ROWS][i % FEW_ROWS] = -1;
+    __syncwarp();
+    for (int i = lane; i < p.shared * p.m; i += 32) {
+        list->place[i / p.m][i % p.m] = (int16_t)i;
+        list->weight[i / p.m][i % p.m] = 1.0f;
+    }
+    __syncwarp();
+}
+
+/* The rest of it, and asks for x meanwhile. Lane l has pair l: row l / top_k. */
+template <class R, class S>
+__device__ void few_make_list(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
+{
+    struct few_list *list = mem.list;
+    int pairs = p.m * p.top_k, e = -1, rank = 0;
+    uint32_t launch = 1 + (uint32_t)load_routing((const int32_t *)&p.room->launch);
+    float weight = 0;
+
     if (lane < pairs) {
         e = load_routing(p.ids + lane);
         weight = __int_as_float(load_routing((const int32_t *)p.weights + lane));
     }
-    __syncwarp();
+    for (int r = 0; r < p.m; r++)
+        few_copy_row(mem.tokens + r * stream_pitch(p.d), p.x + r * p.x_stride, 2 * p.d, lane);
+    few_copied(smem_u32(&mem.bars->x_there));
     unsigned same = __match_any_sync(~0u, e);
     unsigned leaders = __ballot_sync(~0u, e >= 0 && __ffs(same) - 1 == lane);
     for (unsigned left = leaders; left; left &= left - 1)
@@ -263,66 +308,79 @@ __device__ void few_make_list(const few_params<R, S> &p, struct few_list *list, 
         list->place[p.shared + rank][lane / p.top_k] = (int16_t)(p.shared * p.m + lane);
         list->weight[p.shared + rank][lane / p.top_k] = weight;
     }
-    for (int i = lane; i < p.shared * p.m; i += 32) {
-        list->place[i / p.m][i % p.m] = (int16_t)i;
-        list->weight[i / p.m][i % p.m] = 1.0f;
-    }
-    if (lane == 0)
+    if (lane == 0) {
         list->n = p.shared + __popc(leaders);
+        list->launch = launch;
+    }
     __syncwarp();
+    if (lane == 0)
+        mbar_arrive(smem_u32(&mem.bars->listed));
 }
 
-__device__ __forceinline__ void few_copy_row(char *to, const char *from, int bytes, int lane)
+/* Two pairs of hidden values; whether they are of this launch. */
+__device__ __forceinline__ bool few_load_pairs(uint64_t (&v)[2], const uint64_t *from,
+                                               uint32_t launch)
 {
-    for (int at = lane * 16; at < bytes; at += 512)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_u32(to + at)),
-                     "l"(from + at)
-                     : "memory");
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(v[0]), "=l"(v[1])
+                 : "l"(from)
+                 : "memory");
+    return (uint32_t)(v[0] >> 32) == launch && (uint32_t)(v[1] >> 32) == launch;
 }
 
-/* Waits until *counter is `want`. */
-__device__ __forceinline__ void few_poll(const uint32_t *counter, uint32_t want)
+/* A row of hidden values as soon as all of it is there: `n` pairs, a multiple of 2. A warp. */
+__device__ __forceinline__ void few_take_row(char *to, const uint64_t *from, int n, uint32_t launch,
+                                             int lane)
 {
+    enum { EACH = 6 };
+    uint64_t v[EACH][2];
     long long start = clock64();
-    uint32_t v;
 
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(counter) : "memory");
-        if (clock64() - start > 8000000000ll)
-            __trap();
-    } while (v < want);
+    for (int first = 0; first < n; first += EACH * 64) {
+        bool all;
+        do {
+            all = true;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                int at = first + (i * 32 + lane) * 2;
+                if (at < n)
+                    all &= few_load_pairs(v[i], from + at, launch);
+            }
+            if (clock64() - start > 8000000000ll)
+                __trap();
+        } while (!__all_sync(~0u, all));
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int at = first + (i * 32 + lane) * 2;
+            if (at < n)
+                *(uint2 *)(to + 4 * at) = make_uint2((uint32_t)v[i][0], (uint32_t)v[i][1]);
+        }
+    }
 }
 
 template <class R, class S>
 __device__ void few_fetch(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
 {
-    struct few_list *list = mem.list;
+    const struct few_list *list = mem.list;
+    char *hidden = mem.tokens + p.m * stream_pitch(p.d);
 
+    few_begin_list(p, mem.list, lane);
     launch_wait();
-    for (int r = 0; r < p.m; r++)
-        few_copy_row(mem.tokens + r * stream_pitch(p.d), p.x + r * p.x_stride, 2 * p.d, lane);
-    few_copied(smem_u32(&mem.bars->x_there));
-    few_make_list(p, list, lane);
-    if (lane == 0)
-        mbar_arrive(smem_u32(&mem.bars->listed));
-    int n = list->n;
-    bool mine = few_column_tile() < p.down_tiles;
-    for (int e = 0; mine && e < n; e++) {
-        if (lane == 0)
-            few_poll(p.counters + e, (uint32_t)p.gate_tiles);
-        __syncwarp();
-        for (int r = 0; r < p.m; r++) {
-            int place = list->place[e][r];
-            if (place >= 0)
-                few_copy_row(mem.tokens + p.m * stream_pitch(p.d) + place * stream_pitch(p.i),
-                             (const char *)(p.hidden + (int64_t)place * p.i), 2 * p.i, lane);
+    few_make_list(p, mem, lane);
+    if (few_column_tile() < p.down_tiles)
+        for (int e = 0; e < list->n; e++) {
+            for (int r = 0; r < p.m; r++) {
+                int place = list->place[e][r];
+                if (place >= 0)
+                    few_take_row(hidden + place * stream_pitch(p.i),
+                                 p.room->pairs + (int64_t)place * (p.i / 2), p.i / 2, list->launch,
+                                 lane);
+            }
+            mbar_arrive(smem_u32(&mem.bars->hidden[e]));
         }
-        few_copied(smem_u32(&mem.bars->hidden[e]));
-    }
-    if (lane == 0 && atomicAdd(p.counters + FEW_LIST, 1) == gridDim.x - 1) {
-        for (int e = 0; e < n; e++) /* nobody reads them any more */
-            p.counters[e] = 0;
-        p.counters[FEW_LIST] = 0;
+    if (lane == 0 && atomicAdd(&p.room->done, 1) == gridDim.x - 1) {
+        p.room->done = 0;
+        p.room->launch = list->launch;
     }
 }
 
@@ -330,7 +388,8 @@ __device__ void few_fetch(const few_params<R, S> &p, const few_memory<R, S> &mem
 
 /* sum += this warp's part of a tile's steps. `row`: what a lane's row of tokens is. The groups have
  * every other step, the first of them by the parity of `turn`, which is the tile's own or the
- * expert's: so a row's sums do not depend on other rows' experts. */
+ * expert's: so a row's sums do not depend on other rows' experts. Both wait for every step and let
+ * go of it: one that ran ahead would take an earlier filling of a stage for the next. */
 template <class F, class M, class Row>
 __device__ __forceinline__ void few_multiply(float (&sum)[4], const M &mem, struct few_place &at,
                                              const char *rows, int k, int steps, bool gated,
@@ -343,10 +402,8 @@ __device__ __forceinline__ void few_multiply(float (&sum)[4], const M &mem, stru
 
     for (int s = 0; s < steps; s++, at.advance()) {
         int first = s * F::STEP_K + warp * F::WARP_K;
-        if ((turn + s) % 2 != group)
-            continue;
         ring_wait(mem.full(at.stage), at.parity);
-        if (first < k)
+        if ((turn + s) % 2 == group && first < k)
             F::multiply(sum, mem.ring + at.stage * FEW_STEP_BYTES,
                         mem.scales + at.stage * M::SCALE_BYTES, tokens + 2 * first, k - first,
                         gated);
@@ -469,13 +526,14 @@ __device__ __forceinline__ float few_sum(const float *sums, int r, int t)
     return sum;
 }
 
-/* hidden: lane r + 8 t has column r of the tile for row t of x. */
+/* Hidden values: lane r + 8 t has column r of the tile for row t of x. */
 template <class R, class S>
 __device__ void few_store_hidden(const few_params<R, S> &p, const few_memory<R, S> &mem,
                                  struct few_turn &turn, uint32_t mine, int lane)
 {
     static_assert((int)FEW_ROWS * 8 <= 32, "a lane for each result");
     int n = mem.list->n, t = lane / 8, r = lane % 8;
+    uint64_t launch = (uint64_t)mem.list->launch << 32;
 
     for (few_walk walk(p.gate_tiles); walk.entry < n; walk.next(), turn.next()) {
         const float *sums = mem.sums + turn.place * FEW_SUMS;
@@ -484,14 +542,15 @@ __device__ void few_store_hidden(const few_params<R, S> &p, const few_memory<R, 
         ring_wait(smem_u32(&mem.bars->summed[turn.place]), turn.parity);
         int place = t < p.m ? mem.list->place[walk.entry][t] : -1;
         float gate = few_sum(sums, r, t), up = few_sum(sums, r + 8, t);
-        if (place >= 0)
-            p.hidden[(int64_t)place * p.i + walk.tile * 8 + r] = __float2bfloat16(silu(gate) * up);
         __syncwarp();
-        if (lane == 0) {
+        if (lane == 0)
             mbar_arrive(smem_u32(&mem.bars->read[turn.place]));
-            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters + walk.entry)
+        float value = silu(gate) * up, next = __shfl_down_sync(~0u, value, 1);
+        if (place >= 0 && r % 2 == 0)
+            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(
+                             p.room->pairs + ((int64_t)place * p.i + walk.tile * 8 + r) / 2),
+                         "l"(launch | pack_bf16(value, next))
                          : "memory");
-        }
     }
 }
 
@@ -538,7 +597,7 @@ __global__ void __launch_bounds__(FEW_THREADS, 1)
 
     if (tid < FEW_STAGES) {
         mbar_init(smem_u32(&bars->full[tid]), 1 + 32);
-        mbar_init(smem_u32(&bars->empty[tid]), FEW_WARPS);
+        mbar_init(smem_u32(&bars->empty[tid]), FEW_MATH);
     } else if (tid >= 32 && tid < 34) {
         mbar_init(smem_u32(&bars->summed[tid - 32]), FEW_MATH);
         mbar_init(smem_u32(&bars->read[tid - 32]), 1);
@@ -598,10 +657,10 @@ static inline int few_map(CUtensorMap *to, const void *weight, int64_t bytes, in
     return gemm_map_encode(to, &map);
 }
 
-/* Sets what does not depend on the format of the weights, and runs. */
+/* Sets what does not depend on the format of the weights, and runs. The workspace begins with the
+ * room for struct few_room. */
 template <class R, class S>
-static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a, void *hidden,
-                              uint32_t *counters, cudaStream_t stream)
+static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a, cudaStream_t stream)
 {
     enum { MOST = 232448 };
     static int ready; /* set again by a racing thread: the same */
@@ -617,8 +676,7 @@ static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a, voi
     p.x_stride = 2 * a->x_stride;
     p.ids = a->ids;
     p.weights = a->weights;
-    p.hidden = (__nv_bfloat16 *)hidden;
-    p.counters = counters;
+    p.room = (struct few_room *)a->workspace;
     p.residual = (const __nv_bfloat16 *)a->residual;
     p.out = (__nv_bfloat16 *)a->out;
     p.out_stride = a->out_stride;

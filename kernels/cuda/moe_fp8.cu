@@ -171,7 +171,7 @@ int few_rows(const struct moe_fp8_args *args, cudaStream_t stream)
         moe_fp8_layout(a->workspace, a->m, a->d, a->i, a->experts, a->top_k, a->shared);
 
     if (few_serves(a))
-        return moe_fp8_few(args, at.moe.hidden, at.counters, stream);
+        return moe_fp8_few(args, stream);
     int status = gate_up(args, at.moe.hidden, stream);
     if (!status)
         status = down(args, at.moe.hidden, at.moe.y, stream);

@@ -19,9 +19,7 @@ struct moe_fp8_args {
 };
 int moe_fp8_experts(const struct moe_fp8_args *args, gemm_stream stream);
 
-/* Bytes of workspace for every call with at most max_m rows. The first MOE_FP8_COUNTERS of them
- * must be zero before the first call, and are so again after each. */
-enum { MOE_FP8_COUNTERS = 256 };
+/* Bytes of workspace for every call with at most max_m rows; it begins with MOE_FEW_ROOM. */
 size_t moe_fp8_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32_t top_k,
                          int32_t shared);
 

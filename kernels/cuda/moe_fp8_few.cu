@@ -4,8 +4,7 @@
 
 #include <string.h>
 
-int moe_fp8_few(const struct moe_fp8_args *args, void *hidden, uint32_t *counters,
-                cudaStream_t stream)
+int moe_fp8_few(const struct moe_fp8_args *args, cudaStream_t stream)
 {
     const struct moe_args *a = &args->moe;
     int64_t expert = (int64_t)a->i * a->d, blocks = expert / (FP8_BLOCK * FP8_BLOCK);
@@ -32,5 +31,5 @@ int moe_fp8_few(const struct moe_fp8_args *args, void *hidden, uint32_t *counter
     }
     if (bad)
         return GEMM_INVALID;
-    return few_launch(p, a, hidden, counters, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
+    return few_launch(p, a, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
 }

@@ -8,7 +8,6 @@
 /* Places in the workspace: those of moe_internal.h, and rows of FP8. Many rows have x sorted by
  * expert in y's place until `down` writes it. */
 struct moe_fp8_layout {
-    uint32_t *counters; /* moe_few.cuh's; zero between calls */
     struct moe_layout moe;
     struct fp8_rows x;      /* (m, d) */
     struct fp8_rows sorted; /* (m * top_k, d) */
@@ -22,9 +21,8 @@ static inline struct moe_fp8_layout moe_fp8_layout(void *workspace, int32_t m, i
 {
     struct moe_fp8_layout at = {};
 
-    at.counters = (uint32_t *)workspace;
-    at.moe = moe_layout((char *)workspace + MOE_FP8_COUNTERS, m, d, i, experts, top_k, shared);
-    at.bytes = MOE_FP8_COUNTERS + at.moe.bytes;
+    at.moe = moe_layout((char *)workspace + MOE_FEW_ROOM, m, d, i, experts, top_k, shared);
+    at.bytes = MOE_FEW_ROOM + at.moe.bytes;
     auto take = [&](int32_t rows, int32_t k) {
         struct fp8_rows r = fp8_rows_at((char *)workspace + at.bytes, rows, k);
         at.bytes += fp8_rows_bytes(rows, k);
@@ -38,8 +36,7 @@ static inline struct moe_fp8_layout moe_fp8_layout(void *workspace, int32_t m, i
 }
 
 /* moe_fp8_experts for a few rows, where moe_few.cuh serves. */
-int moe_fp8_few(const struct moe_fp8_args *args, void *hidden, uint32_t *counters,
-                cudaStream_t stream);
+int moe_fp8_few(const struct moe_fp8_args *args, cudaStream_t stream);
 
 /* moe_fp8_experts for many rows. */
 int moe_fp8_sorted(const struct moe_fp8_args *args, cudaStream_t stream);

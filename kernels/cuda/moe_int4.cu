@@ -44,8 +44,7 @@ bool valid(const struct moe_int4_args *args)
 
 /* ---- few rows -------------------------------------------------------------------------------- */
 
-int few_rows(const struct moe_int4_args *args, void *hidden, uint32_t *counters,
-             cudaStream_t stream)
+int few_rows(const struct moe_int4_args *args, cudaStream_t stream)
 {
     const struct moe_args *a = &args->moe;
     int64_t expert = (int64_t)a->i * a->d, groups = expert / INT4_GROUP, wide = 2ll * a->i;
@@ -71,7 +70,7 @@ int few_rows(const struct moe_int4_args *args, void *hidden, uint32_t *counters,
     }
     if (bad)
         return GEMM_INVALID;
-    return few_launch(p, a, hidden, counters, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
+    return few_launch(p, a, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
 }
 
 /* ---- more ------------------------------------------------------------------------------------ */
@@ -240,7 +239,7 @@ int int4_reorder(void *weights, int64_t n, gemm_stream stream)
 size_t moe_int4_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32_t top_k,
                           int32_t shared)
 {
-    return MOE_INT4_COUNTERS + moe_layout(nullptr, max_m, d, i, experts, top_k, shared).bytes;
+    return MOE_FEW_ROOM + moe_layout(nullptr, max_m, d, i, experts, top_k, shared).bytes;
 }
 
 int moe_int4_experts(const struct moe_int4_args *args, gemm_stream stream)
@@ -252,8 +251,8 @@ int moe_int4_experts(const struct moe_int4_args *args, gemm_stream stream)
     if (!valid(args))
         return GEMM_INVALID;
     if (a->m > most && !a->batch_invariant) {
-        struct moe_layout at = moe_layout((char *)a->workspace + MOE_INT4_COUNTERS, a->m, a->d,
-                                          a->i, a->experts, a->top_k, a->shared);
+        struct moe_layout at = moe_layout((char *)a->workspace + MOE_FEW_ROOM, a->m, a->d, a->i,
+                                          a->experts, a->top_k, a->shared);
         return many_rows(args, &at, (cudaStream_t)stream);
     }
     for (int row = 0, status; row < args->moe.m; row += most) {
@@ -265,11 +264,10 @@ int moe_int4_experts(const struct moe_int4_args *args, gemm_stream stream)
         a->out = (char *)args->moe.out + out;
         if (a->residual)
             a->residual = (const char *)args->moe.residual + out;
-        struct moe_layout at = moe_layout((char *)a->workspace + MOE_INT4_COUNTERS, a->m, a->d,
-                                          a->i, a->experts, a->top_k, a->shared);
-        status = few_serves(a)
-                     ? few_rows(&part, at.hidden, (uint32_t *)a->workspace, (cudaStream_t)stream)
-                     : more_rows(&part, &at, (cudaStream_t)stream);
+        struct moe_layout at = moe_layout((char *)a->workspace + MOE_FEW_ROOM, a->m, a->d, a->i,
+                                          a->experts, a->top_k, a->shared);
+        status = few_serves(a) ? few_rows(&part, (cudaStream_t)stream)
+                               : more_rows(&part, &at, (cudaStream_t)stream);
         if (status)
             return status;
     }

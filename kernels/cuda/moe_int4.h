@@ -19,7 +19,6 @@ extern "C" {
 enum {
     INT4_GROUP = 32,
     INT4_SLACK = 128, /* bytes behind a weight that may be read, and must be there */
-    MOE_INT4_COUNTERS = 256,
 };
 
 struct moe_int4_args {
@@ -28,8 +27,7 @@ struct moe_int4_args {
 };
 int moe_int4_experts(const struct moe_int4_args *args, gemm_stream stream);
 
-/* Bytes of workspace for every call with at most max_m rows. The first MOE_INT4_COUNTERS of them
- * must be zero before the first call, and are so again after each. */
+/* Bytes of workspace for every call with at most max_m rows; it begins with MOE_FEW_ROOM. */
 size_t moe_int4_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32_t top_k,
                           int32_t shared);
 

@@ -339,7 +339,7 @@ static void test_moe(const struct layer &l, int m, enum routing how, bool with_r
     int *device_ids;
     struct moe_fp8_args a;
 
-    CHECK(cudaMemset(workspace, 0, MOE_FP8_COUNTERS));
+    CHECK(cudaMemset(workspace, 0, MOE_FEW_ROOM));
     CHECK(cudaMalloc(&device_ids, ids.size() * 4));
     CHECK(cudaMemcpy(device_ids, ids.data(), ids.size() * 4, cudaMemcpyHostToDevice));
     memset(&a, 0, sizeof(a));

@@ -159,7 +159,7 @@ static void test_moe(const struct layer &l, int m, enum routing how, bool with_r
     int *device_ids;
     struct moe_int4_args a;
 
-    CHECK(cudaMemset(workspace, 0, MOE_INT4_COUNTERS));
+    CHECK(cudaMemset(workspace, 0, MOE_FEW_ROOM));
     CHECK(cudaMalloc(&device_ids, ids.size() * 4));
     CHECK(cudaMemcpy(device_ids, ids.data(), ids.size() * 4, cudaMemcpyHostToDevice));
     a.moe = {x,
