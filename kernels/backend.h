@@ -190,8 +190,8 @@ struct backend_ops {
 
     /* Recording of decode steps, once after reserve: for graph = 0, 1, ... the caller calls
      * capture_begin, which returns a number of rows, then the operations of a step of so many
-     * generated tokens (one row and one logits row a sequence, all of them absorbed) without begin
-     * and sample, then capture_end. 0 rows: there are no more graphs. */
+     * generated tokens (one row and one logits row a sequence, all of them absorbed) without begin,
+     * and sample without masks and results, then capture_end. 0 rows: there are no more graphs. */
     int32_t (*capture_begin)(struct backend *be, int32_t graph);
     int (*capture_end)(struct backend *be, struct error *err);
 

@@ -361,6 +361,7 @@ static int capture(struct model *model, struct error *err)
     for (int32_t graph = 0; (rows = op->capture_begin(model->be, graph)) > 0; graph++) {
         struct step s = step_views(model, rows, rows);
         forward(model, &s);
+        op->sample(model->be, s.logits, NULL, NULL);
         if (op->capture_end(model->be, err))
             return -1;
     }

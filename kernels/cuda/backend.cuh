@@ -34,19 +34,21 @@ struct step_counts {
 /* Addresses of an image's parts, all on the host or all on the device. A span is a run of absorbed
  * rows of one sequence: one sequence of a call of mla_decode. */
 struct step_image {
-    int32_t *tokens;                /* (rows) or -1 - slot: the token last drawn for the slot */
-    int32_t *positions;             /* (rows) */
-    int64_t *cache_slots;           /* (rows) page * KV_PAGE_TOKENS + offset; -1: not stored */
-    int32_t *row_tables;            /* (rows) the first of `pages` of the row's sequence */
-    int32_t *q_starts;              /* (spans) first row, counted from the first of its group */
-    int32_t *q_lens;                /* (spans) */
-    int32_t *kv_lens;               /* (spans) */
-    int32_t *table_starts;          /* (spans) */
-    int32_t *logit_rows;            /* (logits) */
-    struct sample_row *sample_rows; /* (logits) */
-    int32_t *filtered;              /* (logits) rows that sample_filter draws for */
-    int32_t *reported;              /* (logits) rows that sample_report answers for */
-    int32_t *n_rows;                /* (1) rows that are not there only to pad a graph */
+    int32_t *tokens;                  /* (rows) or -1 - slot: the token last drawn for the slot */
+    int32_t *positions;               /* (rows) */
+    int64_t *cache_slots;             /* (rows) page * KV_PAGE_TOKENS + offset; -1: not stored */
+    int32_t *row_tables;              /* (rows) the first of `pages` of the row's sequence */
+    int32_t *q_starts;                /* (spans) first row, counted from the first of its group */
+    int32_t *q_lens;                  /* (spans) */
+    int32_t *kv_lens;                 /* (spans) */
+    int32_t *table_starts;            /* (spans) */
+    int32_t *logit_rows;              /* (logits) */
+    struct sample_row *sample_rows;   /* (logits) */
+    int32_t *filtered;                /* (logits) rows that sample_filter draws for */
+    int32_t *reported;                /* (logits) rows that sample_report answers for */
+    int32_t *n_rows;                  /* (1) rows that are not there only to pad a graph */
+    struct sampling_result **results; /* (1) where the graph's own sampling puts results; NULL: the
+                                         step is sampled after it */
     int32_t *pages; /* (pages) block tables, last: their number varies between replays */
     size_t bytes;
 };
@@ -61,6 +63,7 @@ struct cuda_step {
     struct step_image image; /* on the device */
     int32_t rows, logits;
     int32_t n_filtered, n_reported; /* see struct step_image */
+    int sampled;                    /* the step's graph samples too, unless there are masks */
     int32_t absorbed;               /* q_latent is complete: see attention.cu */
     int32_t settled; /* earlier steps wrote all that mla_decode's spans see but their own rows */
     int32_t n_groups;

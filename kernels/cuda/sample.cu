@@ -184,17 +184,52 @@ struct sample_row cuda_sample_row(const struct cuda_backend *cu, const struct ba
     return row;
 }
 
+/* The arguments that a step and its graph have in common. */
+static struct sample_args common_args(const struct cuda_backend *cu, const struct tensor *logits)
+{
+    const struct cuda_step *step = &cu->step;
+    struct sample_args args = {};
+
+    ASSERT(logits->shape[0] == step->logits && cuda_last_dim(logits) == cu->vocab_size);
+    args.logits = cuda_f32(logits);
+    args.adjusted = cu->adjusted;
+    args.rows = step->image.sample_rows;
+    args.filtered = step->image.filtered;
+    args.reported = step->image.reported;
+    args.chunks = cu->chunks;
+    args.draws = cu->draws;
+    args.last_tokens = cu->last_tokens;
+    args.n_rows = step->logits;
+    args.vocab = cu->vocab_size;
+    args.n_chunks = row_chunks(cu);
+    return args;
+}
+
+/* Into a graph: what every row needs, as long as it needs no more. */
+static void record_sampling(struct cuda_backend *cu, const struct tensor *logits)
+{
+    struct sample_args args = common_args(cu, logits);
+
+    args.live_rows = cu->step.image.n_rows;
+    args.live_results = cu->step.image.results;
+    CUDA_CHECK(cu, sample_launch(&args, cu->stream));
+}
+
 void cuda_sample(struct backend *be, struct tensor logits, const uint32_t *masks,
                  struct sampling_result *results)
 {
     struct cuda_backend *cu = cuda_backend(be);
     struct cuda_step *step = &cu->step;
-    struct cuda_flight *flight = cuda_newest_flight(cu);
-    int32_t n = step->logits;
-    struct sample_args args = {};
 
     cuda_settle(cu);
-    ASSERT(logits.shape[0] == n && cuda_last_dim(&logits) == cu->vocab_size && !flight->queued);
+    if (cu->capturing) {
+        record_sampling(cu, &logits);
+        return;
+    }
+    struct cuda_flight *flight = cuda_newest_flight(cu);
+    struct sample_args args = common_args(cu, &logits);
+    int32_t n = args.n_rows;
+    ASSERT(!flight->queued);
     flight->results = results;
     flight->n_results = n;
     if (masks && n > 0) {
@@ -202,23 +237,13 @@ void cuda_sample(struct backend *be, struct tensor logits, const uint32_t *masks
         memcpy(flight->masks, masks, bytes);
         CUDA_CHECK(cu, cudaMemcpyAsync(cu->masks, flight->masks, bytes, cudaMemcpyHostToDevice,
                                        cu->stream));
+        args.masks = cu->masks;
     }
-    args.logits = cuda_f32(&logits);
-    args.adjusted = cu->adjusted;
-    args.masks = masks ? cu->masks : NULL;
-    args.rows = step->image.sample_rows;
-    args.filtered = step->image.filtered;
-    args.reported = step->image.reported;
-    args.chunks = cu->chunks;
-    args.draws = cu->draws;
-    args.last_tokens = cu->last_tokens;
     args.results = flight->fetched;
-    args.n_rows = n;
     args.n_filtered = step->n_filtered;
     args.n_reported = step->n_reported;
-    args.vocab = cu->vocab_size;
-    args.n_chunks = row_chunks(cu);
-    if (n > 0)
+    /* With masks a graph's draws are made again: nothing but the rows' tokens came of them. */
+    if (n > 0 && (masks || !step->sampled))
         CUDA_CHECK(cu, sample_launch(&args, cu->stream));
     cuda_flight_queued(cu, flight);
 }

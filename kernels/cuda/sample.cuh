@@ -8,7 +8,10 @@
  *                  and draws among them.
  *   sample_finish  a warp a row: puts the chunks together, settles the token.
  *   sample_report  a block for each row that wants alternatives or a score: the top list, the rank.
- */
+ *
+ * A recorded step ends with sample_scan and sample_finish, which do nothing in a step with rows
+ * that want more than these (filters, reports, bias, penalties, bans): it is sampled after its
+ * graph, as are steps with masks and those that aren't recorded. */
 #pragma once
 
 #include "kernels/sampling.h"
@@ -85,9 +88,23 @@ struct sample_args {
     struct sample_draw *draws;          /* (rows) */
     int32_t *last_tokens;               /* by slot */
     struct sampling_result *results;    /* (rows), the host's memory: written, never read */
+    /* In a graph: see struct step_image. (n_rows is the graph's.) Or NULL. */
+    const int32_t *live_rows;
+    struct sampling_result *const *live_results;
     int32_t n_rows, n_filtered, n_reported;
     int32_t vocab, n_chunks;
 };
+
+/* Whether row r is sampled; where its result goes. After launch_wait. */
+static __device__ inline bool sample_is_live(const struct sample_args &a, int r)
+{
+    return a.live_rows ? *a.live_results && r < *a.live_rows : r < a.n_rows;
+}
+
+static __device__ inline struct sampling_result *sample_result(const struct sample_args &a, int r)
+{
+    return (a.live_rows ? *a.live_results : a.results) + r;
+}
 
 /* Queues the kernels that the rows need. */
 cudaError_t sample_launch(const struct sample_args *args, cudaStream_t stream);

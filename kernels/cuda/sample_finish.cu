@@ -38,7 +38,7 @@ __global__ void finish_kernel(const sample_args a)
 
     launch_next();
     launch_wait();
-    if (r >= a.n_rows)
+    if (!sample_is_live(a, r))
         return;
     const sample_row &row = a.rows[r];
     const float *raw = a.logits + (int64_t)r * a.vocab;
@@ -73,7 +73,7 @@ __global__ void finish_kernel(const sample_args a)
     static_assert(offsetof(sampling_result, logprob) == 4 && offsetof(sampling_result, rank) == 8 &&
                       offsetof(sampling_result, n_top) == 12 && sizeof(sampling_result) % 16 == 0,
                   "results are written 16 bytes at a time");
-    *(int4 *)&a.results[r] = make_int4(token, __float_as_int(logprob), 0, 0);
+    *(int4 *)sample_result(a, r) = make_int4(token, __float_as_int(logprob), 0, 0);
     a.draws[r].token = token;
     a.draws[r].total = total;
     a.draws[r].raw_max = raw_max;

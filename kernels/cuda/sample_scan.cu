@@ -124,6 +124,8 @@ __global__ void __launch_bounds__(THREADS) scan_kernel(const sample_args a)
 
     launch_next();
     launch_wait();
+    if (!sample_is_live(a, r))
+        return;
     for (int i = 0; i < EACH; i += 4) {
         float4 in =
             make_float4(-SAMPLE_INFINITY, -SAMPLE_INFINITY, -SAMPLE_INFINITY, -SAMPLE_INFINITY);

@@ -20,6 +20,7 @@ struct step_image step_image_at(char *base, struct step_counts n)
     size_t used = 0;
 
     part(&image.n_rows, base, &used, 1);
+    part(&image.results, base, &used, 1);
     part(&image.tokens, base, &used, n.rows);
     part(&image.positions, base, &used, n.rows);
     part(&image.cache_slots, base, &used, n.rows);
@@ -192,10 +193,11 @@ static int32_t put_seq(struct cuda_backend *cu, struct step_image *image,
     return put_spans(cu, image, &rest, n_spans);
 }
 
-static void put_logits(struct cuda_backend *cu, struct step_image *image, const struct batch *batch)
+/* Returns whether a graph's sampling is enough: rows without filters, reports and state. */
+static bool put_logits(struct cuda_backend *cu, struct step_image *image, const struct batch *batch)
 {
     struct cuda_step *step = &cu->step;
-
+    bool plain = true;
     int32_t n_drawn = 0;
 
     step->n_filtered = step->n_reported = 0;
@@ -203,6 +205,7 @@ static void put_logits(struct cuda_backend *cu, struct step_image *image, const 
         const struct batch_logit *logit = &batch_logits(batch)[i];
         struct sample_row row = cuda_sample_row(cu, logit);
         row.place = logit->target < 0 ? n_drawn++ : 0;
+        plain &= !row.flags && !row.state;
         ASSERT(n_drawn <= cu->limits.max_seqs);
         image->logit_rows[i] = logit->row;
         image->sample_rows[i] = row;
@@ -211,6 +214,7 @@ static void put_logits(struct cuda_backend *cu, struct step_image *image, const 
         if (row.flags & SAMPLE_REPORTS)
             image->reported[step->n_reported++] = i;
     }
+    return plain;
 }
 
 /* What fills a graph up to its size. */
@@ -229,10 +233,10 @@ static void put_padding(struct step_image *image, int32_t from, int32_t to)
     }
 }
 
-static size_t put_batch(struct cuda_backend *cu, char *host, const struct batch *batch,
-                        struct step_counts counts)
+static size_t put_batch(struct cuda_backend *cu, const struct cuda_flight *flight,
+                        const struct batch *batch, struct step_counts counts, bool recorded)
 {
-    struct step_image image = step_image_at(host, counts);
+    struct step_image image = step_image_at(flight->image, counts);
     struct cuda_step *step = &cu->step;
     int32_t n_spans = 0;
 
@@ -246,7 +250,8 @@ static size_t put_batch(struct cuda_backend *cu, char *host, const struct batch 
         n_spans = put_seq(cu, &image, seq, n_spans);
     }
     ASSERT(n_spans <= counts.spans);
-    put_logits(cu, &image, batch);
+    step->sampled = put_logits(cu, &image, batch) && recorded;
+    *image.results = step->sampled ? flight->fetched : NULL;
     if (counts.rows > batch->n_rows)
         put_padding(&image, batch->n_rows, counts.rows);
     memcpy(image.pages, batch_pages(batch), (size_t)batch->n_pages * sizeof(int32_t));
@@ -278,7 +283,7 @@ int cuda_begin(struct backend *be, const struct batch *batch)
     struct cuda_flight *flight = cuda_newest_flight(cu);
     flight->queued = 0;
     flight->n_results = 0;
-    size_t bytes = put_batch(cu, flight->image, batch, counts);
+    size_t bytes = put_batch(cu, flight, batch, counts, graph != NULL);
     step->image = step_image_at(cu->image, counts);
     step->rows = batch->n_rows;
     step->logits = batch->n_logits;

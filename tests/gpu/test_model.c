@@ -23,7 +23,7 @@
 enum { MAX_TOKENS = 1024, SEQ_PAGES = MAX_TOKENS / KV_PAGE_TOKENS, SEQS = 5, MAX_ROWS = 512 };
 
 static const double MARGIN = 8;
-static const double MAX_NOISE = 0.03, MAX_NOISE_FP8 = 0.1; /* of the logits' deviation */
+static const double MAX_NOISE = 0.04, MAX_NOISE_FP8 = 0.1; /* of the logits' deviation */
 static const double REROUTED = 4;                          /* times the median row's noise */
 static const double MAX_REROUTED = 0.15;                   /* of the rows */
 
