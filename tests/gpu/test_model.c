@@ -23,7 +23,7 @@
 enum { MAX_TOKENS = 1024, SEQ_PAGES = MAX_TOKENS / KV_PAGE_TOKENS, SEQS = 5, MAX_ROWS = 512 };
 
 static const double MARGIN = 8;
-static const double MAX_NOISE = 0.04, MAX_NOISE_FP8 = 0.1; /* of the logits' deviation */
+static const double MAX_NOISE = 0.03, MAX_NOISE_FP8 = 0.1; /* of the logits' deviation */
 static const double REROUTED = 4;                          /* times the median row's noise */
 static const double MAX_REROUTED = 0.15;                   /* of the rows */
 
@@ -31,6 +31,10 @@ static const double MAX_REROUTED = 0.15;                   /* of the rows */
  * much in a tiny model: of those is asked only that most tokens agree. test_indexer.cu has the
  * choice and the attention exactly. */
 static const double MAX_NOISE_CHOSEN = 0.2, MAX_REROUTED_CHOSEN = 0.35, MAX_OTHER_CHOSEN = 0.4;
+
+/* transformers' own run of this model in bfloat16 is off by 0.040 (of v3_fp8_channel by 0.016). */
+static const char NOISY[] = "glm4_moe_lite_fp8";
+static const double MAX_NOISE_NOISY = 0.04;
 
 static int failures;
 static enum dtype kv_dtype = DTYPE_BF16;
@@ -185,6 +189,8 @@ static double check_noise(double *rows, int32_t n, int32_t passes, const char *n
     double most = passes * (chosen ? MAX_REROUTED_CHOSEN : MAX_REROUTED);
     int32_t rerouted = 0;
 
+    if (kv_dtype == DTYPE_BF16 && strstr(name, NOISY))
+        limit = MAX_NOISE_NOISY;
     limit = passes * (chosen ? MAX_NOISE_CHOSEN : limit);
 
     qsort(rows, (size_t)n, sizeof(*rows), by_size);
