@@ -2,7 +2,9 @@
  * given and counts what is alive. */
 #pragma once
 
+#include "base/buffer.h"
 #include "base/memory.h"
+#include "base/panic.h"
 #include "kernels/widen.h"
 #include "model/weights.h"
 #include "tests/unit/folder.h"
@@ -197,27 +199,29 @@ static inline void drop(const char *name)
 
 static inline void write_checkpoint(void)
 {
-    char *file = mem_alloc(1 << 20);
-    size_t used = 8, offset = 0;
+    struct buffer file;
+    size_t offset = 0;
+    uint64_t header;
 
+    buffer_init(&file, 1 << 20);
+    buffer_append(&file, "8 bytes.", sizeof(header)); /* for the header's length */
     for (int i = 0; i < n_items; i++) {
-        used += (size_t)sprintf(file + used, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%d",
-                                i ? ',' : '{', items[i].name, items[i].dtype, (int)items[i].rows);
+        buffer_printf(&file, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%d", i ? ',' : '{',
+                      items[i].name, items[i].dtype, (int)items[i].rows);
         if (items[i].cols)
-            used += (size_t)sprintf(file + used, ",%d", (int)items[i].cols);
-        used += (size_t)sprintf(file + used, "],\"data_offsets\":[%zu,%zu]}", offset,
-                                offset + items[i].len);
+            buffer_printf(&file, ",%d", (int)items[i].cols);
+        buffer_printf(&file, "],\"data_offsets\":[%zu,%zu]}", offset, offset + items[i].len);
         offset += items[i].len;
     }
-    file[used++] = '}';
-    for (int i = 0; i < 8; i++)
-        file[i] = (char)((uint64_t)(used - 8) >> 8 * i);
-    for (int i = 0; i < n_items; i++) {
-        memcpy(file + used, items[i].bytes, items[i].len);
-        used += items[i].len;
-    }
-    folder_write(dir, "model.safetensors", file, used);
-    free(file);
+    buffer_append_str(&file, "}");
+    header = file.len - sizeof(header);
+    for (size_t i = 0; i < sizeof(header); i++)
+        file.data[i] = (char)(header >> 8 * i);
+    for (int i = 0; i < n_items; i++)
+        buffer_append(&file, items[i].bytes, items[i].len);
+    ASSERT(!file.overflowed);
+    folder_write(dir, "model.safetensors", file.data, file.len);
+    buffer_free(&file);
 }
 
 static inline void put_mlp(const char *prefix, int width)
