@@ -128,9 +128,9 @@ int map_weights(tile_params &p, enum shape shape, int at, const tile_weights &w,
                            {TILE_ROWS, 1}};
 
     if (shape == STREAM)
-        return stream_map_weights(&p, at, w, n, k, p.heads);
+        return stream_map_weights(&p, at, w, n, k, p.heads, 0);
     if (w.up)
-        return tile_map_gate_up(&p, at, w.weight, w.up, n, k, 1);
+        return tile_map_pairs(&p, at, w, n, k, 1, TILE_ROWS, 0);
     return gemm_map_encode(&p.a[at], &map);
 }
 

@@ -43,7 +43,7 @@ int run_stream(fp8_params &f, const tile_weights *w, const tokens &x, cudaStream
     int bad = fp8_stream_map_tokens(&p, x.x, x.stride, p.m, x.k, slots);
 
     for (int i = 0; i < p.n_parts; i++)
-        bad |= fp8_stream_map_weights(&p, i, w[i], p.part[i].n, x.k, 1);
+        bad |= stream_map_weights(&p, i, w[i], p.part[i].n, x.k, 1, 1);
     if (bad)
         return GEMM_INVALID;
     bool held = slots == 2 && x.k <= two_held::NORM_K;

@@ -359,27 +359,6 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     }
 }
 
-/* Maps of a part's weights (z, n, k). up NULL: not gate and up. */
-static inline int fp8_stream_map_weights(tile_params *p, int at, const struct tile_weights &w,
-                                         int n, int k, int z)
-{
-    struct gemm_map map = {w.weight,
-                           FP8_BLOCK,
-                           3,
-                           {n, k / FP8_BLOCK, z},
-                           {w.row_stride, FP8_BLOCK, z > 1 ? w.z_stride : w.row_stride},
-                           {w.up ? 8 : 16, 8, 1},
-                           1};
-    int bad = gemm_map_encode(&p->a[at], &map);
-
-    if (w.up) {
-        p->swiglu = 1;
-        map.data = w.up;
-        bad |= gemm_map_encode(&p->up[at], &map);
-    }
-    return bad;
-}
-
 /* The map of x: (k, row, block of k, 1); `box` rows at a time. */
 static inline int fp8_stream_map_tokens(tile_params *p, const void *x, int64_t stride, int rows,
                                         int k, int box)
@@ -390,29 +369,18 @@ static inline int fp8_stream_map_tokens(tile_params *p, const void *x, int64_t s
     return gemm_map_encode(&p->b, &map);
 }
 
-/* p.k_steps and the parts' row_tiles are set here: they are this kernel's own. */
+/* f.tile.k_steps and the parts' row_tiles are set here. */
 template <class C>
 static cudaError_t fp8_stream_launch(fp8_params &f, int max_experts, cudaStream_t stream)
 {
-    static int ready; /* set again by a racing thread: the same */
     tile_params &p = f.tile;
-    int half = p.swiglu ? 8 : 16, tiles = 0, blocks = gemm_processors();
+    int experts = (int)C::MODE == TILE_DENSE ? 1 : max_experts;
+    int blocks = stream_blocks<C>(p, f.k_blocks * FP8_BLOCK, experts);
+    cudaError_t e = launch_room<fp8_stream_kernel<C>>(C::SHARED_BYTES + C::HELD_BYTES);
 
-    if (!ready) {
-        cudaError_t e =
-            cudaFuncSetAttribute(fp8_stream_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 C::SHARED_BYTES + C::HELD_BYTES);
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
-    p.k_steps = (f.k_blocks * FP8_BLOCK + C::STEP_K - 1) / C::STEP_K;
-    p.split = 1;
-    for (int i = 0; i < p.n_parts; i++) {
-        p.part[i].row_tiles = (p.part[i].n + half - 1) / half;
-        tiles += p.part[i].row_tiles;
-    }
-    tiles *= (int)C::MODE == TILE_DENSE ? 1 : max_experts;
-    return launch_early(fp8_stream_kernel<C>, tiles < blocks ? tiles : blocks, C::THREADS,
-                        C::SHARED_BYTES + (C::HOLDS ? p.m * stream_pitch(p.k) : 0), stream, f);
+    return e != cudaSuccess
+               ? e
+               : launch_early(fp8_stream_kernel<C>, blocks, C::THREADS,
+                              C::SHARED_BYTES + (C::HOLDS ? p.m * stream_pitch(p.k) : 0), stream,
+                              f);
 }

@@ -289,29 +289,14 @@ __device__ __forceinline__ void fp8_do_tile(const fp8_params &f, const tile_memo
     int scale_row = w.row_tile * C::GROUPS * TILE_ROWS / (p.swiglu ? 2 : 1);
     const float *gate = fp8_scale_row(map.scales, map, w.z, scale_row) + step;
     const float *up = p.swiglu ? fp8_scale_row(map.up_scales, map, w.z, scale_row) + step : gate;
-    const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
-    int group = threadIdx.x / 128, first = 0, end = NT / 8;
-    int column = (w.row_tile * C::GROUPS + group) * TILE_ROWS; /* where there is a bias */
-    int row = column + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    float acc[NT / 2], bias[2] = {};
+    tile_sums<C, NT> sums(p, w);
 
-#pragma unroll
-    for (int i = 0; i < NT / 2; i++)
-        acc[i] = 0.0f;
-    if (C::MODE == TILE_DENSE && part.bias) {
-        bias[0] = row < part.n ? part.bias[row] : 0.0f;
-        bias[1] = row + 8 < part.n ? part.bias[row + 8] : 0.0f;
-    }
     if constexpr (C::INT4)
-        int4_multiply<C, NT>(acc, mem, at, steps, group);
+        int4_multiply<C, NT>(sums.acc, mem, at, steps, sums.group);
     else
-        fp8_multiply<C, NT>(acc, mem, at, steps, group, swapped ? up : gate, swapped ? gate : up);
-    if (C::MODE == TILE_DENSE && p.split > 1)
-        reduce_split<C, NT>(acc, p, mem, &first, &end);
-    if (C::MODE == TILE_DENSE && part.out_float)
-        store_float<C, NT>(acc, bias, p, mem, w, column, first, end);
-    else
-        store_bf16<C, NT, 0>(acc, bias, p, mem, w, group, first, end);
+        fp8_multiply<C, NT>(sums.acc, mem, at, steps, sums.group, swapped ? up : gate,
+                            swapped ? gate : up);
+    sums.store(p, mem, w);
 }
 
 template <class C> __device__ void fp8_math_tiles(const fp8_params &f, const tile_memory<C> &mem)
@@ -343,63 +328,28 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 {
     extern __shared__ char raw[];
     tile_memory<C> mem(raw);
-    const tile_params &p = f.tile;
-    int tid = threadIdx.x;
 
-    if (tid == 0) {
-        for (int i = 0; i < C::STAGES; i++) {
-            mbar_init(mem.full + 8 * i, C::MODE == TILE_ROUTED ? 2 : 1);
-            mbar_init(mem.empty + 8 * i, C::MATH / 32);
-        }
-        mbar_init_fence();
-    }
-    __syncthreads();
-    if (tid >= C::MATH) {
-        fp8_copy_tiles<C>(f, mem, tid % 32);
-        if (p.split > 1) { /* the math warps are at this one in reduce_split */
-            __syncwarp();
-            cluster_arrive();
-            cluster_wait();
-        }
+    tile_init<C>(mem);
+    if ((int)threadIdx.x >= C::MATH) {
+        fp8_copy_tiles<C>(f, mem, threadIdx.x % 32);
+        tile_cluster_sync(f.tile); /* the math warps are at this one in reduce_split */
     } else {
-        if (C::MODE == TILE_DENSE || !p.routing.known)
-            launch_wait();
-        if (C::MODE != TILE_DENSE) {
-            tables_from_ids<C::MATH>(*mem.tables, p.routing, p.m, p.part[0].row_tiles, C::BN);
-            named_sync(9, C::TABLE_THREADS);
-            launch_wait();
-        }
+        tile_begin<C>(f.tile, mem);
         fp8_math_tiles<C>(f, mem);
     }
-    if (p.split > 1) { /* no block leaves while another reads its results */
-        __syncwarp();
-        cluster_arrive();
-        cluster_wait();
-    }
+    tile_cluster_sync(f.tile); /* no block leaves while another reads its results */
 }
 
 /* Map `at` of weights (z, n, k); of gate and up, 8 rows of the one and 8 of the other in turn. */
 static inline int fp8_tile_map_weights(tile_params *p, int at, const struct tile_weights &w, int n,
                                        int k, int z)
 {
-    int64_t apart = (const char *)w.up - (const char *)w.weight;
     struct gemm_map map = {
         w.weight,           k, 2, {n, z}, {w.row_stride, z > 1 ? w.z_stride : w.row_stride},
         {2 * TILE_ROWS, 1}, 1};
 
-    if (w.up) {
-        p->swiglu = 1;
-        p->swapped |= (apart < 0) << at;
-        map = {apart < 0 ? w.up : w.weight,
-               k,
-               4,
-               {8, 2, n / 8, z},
-               {w.row_stride, apart < 0 ? -apart : apart, 8 * w.row_stride,
-                z > 1 ? w.z_stride : 8 * w.row_stride},
-               {8, 2, 2 * TILE_ROWS / 16, 1},
-               1};
-    }
-    return gemm_map_encode(&p->a[at], &map);
+    return w.up ? tile_map_pairs(p, at, w, n, k, z, 2 * TILE_ROWS, 1)
+                : gemm_map_encode(&p->a[at], &map);
 }
 
 /* p.k_steps is the number of blocks of k; p.split and the parts' row_tiles are set by the caller.
@@ -407,31 +357,9 @@ static inline int fp8_tile_map_weights(tile_params *p, int at, const struct tile
 template <class C>
 static cudaError_t fp8_tile_launch(const fp8_params &f, int blocks, cudaStream_t stream)
 {
-    static int ready; /* set again by a racing thread: the same */
-    cudaLaunchAttribute attrs[2] = {};
-    cudaLaunchConfig_t config = {};
-    int n = 1;
+    cudaError_t e = launch_room<fp8_tile_kernel<C>>(C::SHARED_BYTES);
 
-    if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(
-            fp8_tile_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::SHARED_BYTES);
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
-    attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attrs[0].val.programmaticStreamSerializationAllowed = 1;
-    if (f.tile.split > 1) {
-        attrs[n].id = cudaLaunchAttributeClusterDimension;
-        attrs[n].val.clusterDim.x = (unsigned)f.tile.split;
-        attrs[n].val.clusterDim.y = 1;
-        attrs[n++].val.clusterDim.z = 1;
-    }
-    config.gridDim = dim3((unsigned)blocks);
-    config.blockDim = dim3(C::THREADS);
-    config.dynamicSmemBytes = C::SHARED_BYTES;
-    config.stream = stream;
-    config.attrs = attrs;
-    config.numAttrs = (unsigned)n;
-    return cudaLaunchKernelEx(&config, fp8_tile_kernel<C>, f);
+    return e != cudaSuccess ? e
+                            : launch_clusters(fp8_tile_kernel<C>, f.tile.split, blocks, C::THREADS,
+                                              C::SHARED_BYTES, stream, f);
 }

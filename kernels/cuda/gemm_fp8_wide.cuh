@@ -475,15 +475,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 
 template <class C> static cudaError_t fp8_wide_launch(const fp8_wide_params &f, cudaStream_t stream)
 {
-    static int ready; /* set again by a racing thread: the same */
+    cudaError_t e = launch_room<fp8_wide_kernel<C>>(C::SHARED_BYTES);
 
-    if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(
-            fp8_wide_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::SHARED_BYTES);
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
-    return launch_early(fp8_wide_kernel<C>, gemm_processors(), C::THREADS, C::SHARED_BYTES, stream,
-                        f);
+    return e != cudaSuccess ? e
+                            : launch_early(fp8_wide_kernel<C>, gemm_processors(), C::THREADS,
+                                           C::SHARED_BYTES, stream, f);
 }

@@ -260,14 +260,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 template <class C>
 static cudaError_t int4_wide_launch(const int4_wide_params &f, int blocks, cudaStream_t stream)
 {
-    static int ready; /* set again by a racing thread: the same */
+    cudaError_t e = launch_room<int4_wide_kernel<C>>(C::SHARED_BYTES);
 
-    if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(
-            int4_wide_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::SHARED_BYTES);
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
-    return launch_early(int4_wide_kernel<C>, blocks, C::THREADS, C::SHARED_BYTES, stream, f);
+    return e != cudaSuccess
+               ? e
+               : launch_early(int4_wide_kernel<C>, blocks, C::THREADS, C::SHARED_BYTES, stream, f);
 }

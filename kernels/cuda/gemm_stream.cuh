@@ -335,6 +335,19 @@ __device__ __forceinline__ void stream_share(const float (&sum)[C::BN / 8][4],
     named_sync(8, C::MATH);
 }
 
+/* The whole block: sets up the ring's barriers. */
+template <class C> __device__ __forceinline__ void stream_init(const stream_memory<C> &mem)
+{
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < C::STAGES; i++) {
+            mbar_init(mem.full + 8 * i, 1);
+            mbar_init(mem.empty + 8 * i, C::WARPS);
+        }
+        mbar_init_fence();
+    }
+    __syncthreads();
+}
+
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     stream_kernel(const __grid_constant__ tile_params p)
@@ -343,14 +356,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     stream_memory<C> mem(raw);
     int tid = threadIdx.x;
 
-    if (tid == 0) {
-        for (int i = 0; i < C::STAGES; i++) {
-            mbar_init(mem.full + 8 * i, 1);
-            mbar_init(mem.empty + 8 * i, C::WARPS);
-        }
-        mbar_init_fence();
-    }
-    __syncthreads();
+    stream_init<C>(mem);
     if (tid >= C::MATH) {
         stream_copy<C>(p, mem, tid % 32);
         return;
@@ -377,16 +383,18 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     }
 }
 
-/* Maps of a part's weights (z, n, k). up NULL: not gate and up. */
+/* Maps of a part's weights (z, n, k), bf16 or bytes. up NULL: not gate and up. */
 static inline int stream_map_weights(tile_params *p, int at, const struct tile_weights &w, int n,
-                                     int k, int z)
+                                     int k, int z, int bytes)
 {
+    int inner = bytes ? 2 * TILE_K : TILE_K;
     struct gemm_map map = {w.weight,
-                           TILE_K,
+                           inner,
                            3,
-                           {n, k / TILE_K, z},
-                           {w.row_stride, TILE_K, z > 1 ? w.z_stride : w.row_stride},
-                           {w.up ? 8 : 16, 8, 1}};
+                           {n, k / inner, z},
+                           {w.row_stride, inner, z > 1 ? w.z_stride : w.row_stride},
+                           {w.up ? 8 : 16, 8, 1},
+                           bytes};
     int bad = gemm_map_encode(&p->a[at], &map);
 
     if (w.up) {
@@ -411,28 +419,30 @@ static inline int stream_map_tokens(tile_params *p, const void *x, int64_t strid
     return gemm_map_encode(&p->b, &map);
 }
 
-/* p.k_steps and the parts' row_tiles are set here: they are this kernel's own. */
-template <class C>
-static cudaError_t stream_launch(tile_params &p, int k, int max_experts, cudaStream_t stream)
+/* Sets p.k_steps, p.split and the parts' row_tiles, which are the stream kernels' own; returns how
+ * many blocks have work: a tile for each `of` heads or experts. */
+template <class C> static int stream_blocks(tile_params &p, int k, int of)
 {
-    static int ready; /* set again by a racing thread: the same */
     int half = p.swiglu ? 8 : 16, tiles = 0, blocks = gemm_processors();
 
-    if (!ready) {
-        cudaError_t e =
-            cudaFuncSetAttribute(stream_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 C::SHARED_BYTES + (C::NORM ? C::BN * stream_pitch(C::NORM_K) : 0));
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
     p.k_steps = (k + C::STEP_K - 1) / C::STEP_K;
     p.split = 1;
     for (int i = 0; i < p.n_parts; i++) {
         p.part[i].row_tiles = (p.part[i].n + half - 1) / half;
         tiles += p.part[i].row_tiles;
     }
-    tiles *= (int)C::MODE == TILE_DENSE ? p.heads : max_experts;
-    return launch_early(stream_kernel<C>, tiles < blocks ? tiles : blocks, C::THREADS,
-                        C::SHARED_BYTES + (C::NORM ? p.m * stream_pitch(k) : 0), stream, p);
+    return tiles * of < blocks ? tiles * of : blocks;
+}
+
+template <class C>
+static cudaError_t stream_launch(tile_params &p, int k, int max_experts, cudaStream_t stream)
+{
+    int blocks = stream_blocks<C>(p, k, (int)C::MODE == TILE_DENSE ? p.heads : max_experts);
+    int norm = C::NORM ? C::BN * stream_pitch(C::NORM_K) : 0; /* at most */
+    cudaError_t e = launch_room<stream_kernel<C>>(C::SHARED_BYTES + norm);
+
+    return e != cudaSuccess
+               ? e
+               : launch_early(stream_kernel<C>, blocks, C::THREADS,
+                              C::SHARED_BYTES + (C::NORM ? p.m * stream_pitch(k) : 0), stream, p);
 }

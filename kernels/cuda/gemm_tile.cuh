@@ -660,32 +660,51 @@ __device__ __forceinline__ void store_bf16(const float (&acc)[NT / 2], const flo
         store_bf16<C, NT, J + N>(acc, bias, p, mem, w, group, first, end);
 }
 
+/* What a math warpgroup has of one tile: sums, its first row (of the weights), biases. */
+template <class C, int NT> struct tile_sums {
+    float acc[NT / 2], bias[2];
+    int group, column;
+
+    __device__ __forceinline__ tile_sums(const tile_params &p, const struct tile &w)
+    {
+        const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
+
+        group = threadIdx.x / 128;
+        column = (w.row_tile * C::GROUPS + group) * TILE_ROWS; /* where there is a bias */
+        int row = column + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+        bias[0] = bias[1] = 0.0f;
+        /* Undefined, they would be live from before, beside those of the other widths. */
+#pragma unroll
+        for (int i = 0; i < NT / 2; i++)
+            acc[i] = 0.0f;
+        if (C::MODE == TILE_DENSE && part.bias) {
+            bias[0] = row < part.n ? part.bias[row] : 0.0f;
+            bias[1] = row + 8 < part.n ? part.bias[row + 8] : 0.0f;
+        }
+    }
+
+    __device__ __forceinline__ void store(const tile_params &p, const tile_memory<C> &mem,
+                                          const struct tile &w)
+    {
+        int first = 0, end = NT / 8;
+
+        if (C::MODE == TILE_DENSE && p.split > 1)
+            reduce_split<C, NT>(acc, p, mem, &first, &end);
+        if (C::MODE == TILE_DENSE && p.part[w.part].out_float)
+            store_float<C, NT>(acc, bias, p, mem, w, column, first, end);
+        else
+            store_bf16<C, NT, 0>(acc, bias, p, mem, w, group, first, end);
+    }
+};
+
 template <class C, int NT>
 __device__ __forceinline__ void do_tile(const tile_params &p, const tile_memory<C> &mem,
                                         const struct tile &w, struct ring_place &at, int steps)
 {
-    const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
-    int group = threadIdx.x / 128, first = 0, end = NT / 8;
-    int column = (w.row_tile * C::GROUPS + group) * TILE_ROWS; /* where there is a bias */
-    int row = column + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    float acc[NT / 2], bias[2] = {};
+    tile_sums<C, NT> sums(p, w);
 
-    /* Undefined, they would be live from before, beside those of the other widths. */
-#pragma unroll
-    for (int i = 0; i < NT / 2; i++)
-        acc[i] = 0.0f;
-
-    if (C::MODE == TILE_DENSE && part.bias) {
-        bias[0] = row < part.n ? part.bias[row] : 0.0f;
-        bias[1] = row + 8 < part.n ? part.bias[row + 8] : 0.0f;
-    }
-    multiply<C, NT>(acc, mem, at, steps, group);
-    if (C::MODE == TILE_DENSE && p.split > 1)
-        reduce_split<C, NT>(acc, p, mem, &first, &end);
-    if (C::MODE == TILE_DENSE && part.out_float)
-        store_float<C, NT>(acc, bias, p, mem, w, column, first, end);
-    else
-        store_bf16<C, NT, 0>(acc, bias, p, mem, w, group, first, end);
+    multiply<C, NT>(sums.acc, mem, at, steps, sums.group);
+    sums.store(p, mem, w);
 }
 
 template <class C> __device__ void math_tiles(const tile_params &p, const tile_memory<C> &mem)
@@ -710,14 +729,10 @@ template <class C> __device__ void math_tiles(const tile_params &p, const tile_m
     }
 }
 
-template <class C>
-__global__ void __launch_bounds__(C::THREADS, 1) tile_kernel(const __grid_constant__ tile_params p)
+/* The whole block: sets up the ring's barriers. */
+template <class C> __device__ __forceinline__ void tile_init(const tile_memory<C> &mem)
 {
-    extern __shared__ char raw[];
-    tile_memory<C> mem(raw);
-    int tid = threadIdx.x;
-
-    if (tid == 0) {
+    if (threadIdx.x == 0) {
         for (int i = 0; i < C::STAGES; i++) {
             mbar_init(mem.full + 8 * i, C::MODE == TILE_ROUTED ? 2 : 1);
             mbar_init(mem.empty + 8 * i, C::MATH / 32);
@@ -725,85 +740,74 @@ __global__ void __launch_bounds__(C::THREADS, 1) tile_kernel(const __grid_consta
         mbar_init_fence();
     }
     __syncthreads();
-    if (tid >= C::MATH) {
-        copy_tiles<C>(p, mem, tid % 32);
-        if (p.split > 1) { /* the math warps are at this one in reduce_split */
-            __syncwarp();
-            cluster_arrive();
-            cluster_wait();
-        }
-    } else {
-        if (C::MODE == TILE_DENSE || !p.routing.known)
-            launch_wait();
-        if (C::MODE != TILE_DENSE) {
-            tables_from_ids<C::MATH>(*mem.tables, p.routing, p.m, p.part[0].row_tiles, C::BN);
-            named_sync(9, C::TABLE_THREADS);
-            launch_wait();
-        }
-        math_tiles<C>(p, mem);
+}
+
+/* What the math warps do first: the tables, and the kernel ahead. */
+template <class C>
+__device__ __forceinline__ void tile_begin(const tile_params &p, const tile_memory<C> &mem)
+{
+    if (C::MODE == TILE_DENSE || !p.routing.known)
+        launch_wait();
+    if (C::MODE != TILE_DENSE) {
+        tables_from_ids<C::MATH>(*mem.tables, p.routing, p.m, p.part[0].row_tiles, C::BN);
+        named_sync(9, C::TABLE_THREADS);
+        launch_wait();
     }
-    if (p.split > 1) { /* no block leaves while another reads its results */
+}
+
+/* A barrier of a tile's cluster, where there is one. */
+__device__ __forceinline__ void tile_cluster_sync(const tile_params &p)
+{
+    if (p.split > 1) {
         __syncwarp();
         cluster_arrive();
         cluster_wait();
     }
 }
 
-/* Map `at` of gate and up weights (z, i, k), 8 rows of the one and 8 of the other in turn. */
-static inline int tile_map_gate_up(tile_params *p, int at, const void *gate, const void *up, int i,
-                                   int k, int z)
+template <class C>
+__global__ void __launch_bounds__(C::THREADS, 1) tile_kernel(const __grid_constant__ tile_params p)
 {
-    int64_t apart = ((const char *)up - (const char *)gate) / 2; /* elements */
-    struct gemm_map map = {};
+    extern __shared__ char raw[];
+    tile_memory<C> mem(raw);
+
+    tile_init<C>(mem);
+    if ((int)threadIdx.x >= C::MATH) {
+        copy_tiles<C>(p, mem, threadIdx.x % 32);
+        tile_cluster_sync(p); /* the math warps are at this one in reduce_split */
+    } else {
+        tile_begin<C>(p, mem);
+        math_tiles<C>(p, mem);
+    }
+    tile_cluster_sync(p); /* no block leaves while another reads its results */
+}
+
+/* The map of gate and up weights (z, n, k), 8 rows of the one and 8 of the other in turn, `rows` in
+ * all; `at`: which of p->a. */
+static inline int tile_map_pairs(tile_params *p, int at, const struct tile_weights &w, int n, int k,
+                                 int z, int rows, int bytes)
+{
+    int64_t apart = ((const char *)w.up - (const char *)w.weight) / (bytes ? 1 : 2);
+    struct gemm_map map = {apart < 0 ? w.up : w.weight,
+                           k,
+                           4,
+                           {8, 2, n / 8, z},
+                           {w.row_stride, apart < 0 ? -apart : apart, 8 * w.row_stride,
+                            z > 1 ? w.z_stride : 8 * w.row_stride},
+                           {8, 2, rows / 16, 1},
+                           bytes};
 
     p->swiglu = 1;
     p->swapped |= (apart < 0) << at;
-    map.data = apart < 0 ? up : gate;
-    map.inner = k;
-    map.rank = 4;
-    map.dims[0] = 8;
-    map.dims[1] = 2;
-    map.dims[2] = i / 8;
-    map.dims[3] = z;
-    map.strides[0] = k;
-    map.strides[1] = apart < 0 ? -apart : apart;
-    map.strides[2] = 8 * (int64_t)k;
-    map.strides[3] = (int64_t)i * k;
-    map.box[0] = 8;
-    map.box[1] = 2;
-    map.box[2] = TILE_ROWS / 16;
-    map.box[3] = 1;
     return gemm_map_encode(&p->a[at], &map);
 }
 
 template <class C>
 static cudaError_t tile_launch(const tile_params &p, int blocks, cudaStream_t stream)
 {
-    static int ready; /* set again by a racing thread: the same */
-    cudaLaunchAttribute attrs[2] = {};
-    cudaLaunchConfig_t config = {};
-    int n = 1;
+    cudaError_t e = launch_room<tile_kernel<C>>(C::SHARED_BYTES);
 
-    if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(
-            tile_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::SHARED_BYTES);
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
-    attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attrs[0].val.programmaticStreamSerializationAllowed = 1;
-    if (p.split > 1) {
-        attrs[n].id = cudaLaunchAttributeClusterDimension;
-        attrs[n].val.clusterDim.x = (unsigned)p.split;
-        attrs[n].val.clusterDim.y = 1;
-        attrs[n++].val.clusterDim.z = 1;
-    }
-    config.gridDim = dim3((unsigned)blocks);
-    config.blockDim = dim3(C::THREADS);
-    config.dynamicSmemBytes = C::SHARED_BYTES;
-    config.stream = stream;
-    config.attrs = attrs;
-    config.numAttrs = (unsigned)n;
-    return cudaLaunchKernelEx(&config, tile_kernel<C>, p);
+    return e != cudaSuccess ? e
+                            : launch_clusters(tile_kernel<C>, p.split, blocks, C::THREADS,
+                                              C::SHARED_BYTES, stream, p);
 }

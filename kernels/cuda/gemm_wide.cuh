@@ -169,27 +169,16 @@ template <class C, int NT, class P>
 __device__ __forceinline__ void wide_tile(const tile_params &p, const tile_memory<C> &mem,
                                           const struct tile &w, P &products, uint32_t &parity)
 {
-    const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
-    int group = threadIdx.x / 128, column = (w.row_tile * C::GROUPS + group) * TILE_ROWS;
-    int row = column + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    float acc[NT / 2], bias[2] = {};
+    tile_sums<C, NT> sums(p, w);
 
-    /* Undefined, they would be live from before, beside those of the other widths. */
-#pragma unroll
-    for (int i = 0; i < NT / 2; i++)
-        acc[i] = 0.0f;
-    if (C::MODE == TILE_DENSE && part.bias) {
-        bias[0] = row < part.n ? part.bias[row] : 0.0f;
-        bias[1] = row + 8 < part.n ? part.bias[row + 8] : 0.0f;
-    }
-    products.template run<NT>(acc, w, group);
-    if (C::MODE == TILE_DENSE && part.out_float) {
-        store_float<C, NT>(acc, bias, p, mem, w, column, 0, NT / 8);
+    products.template run<NT>(sums.acc, w, sums.group);
+    if (C::MODE == TILE_DENSE && p.part[w.part].out_float) {
+        store_float<C, NT>(sums.acc, sums.bias, p, mem, w, sums.column, 0, NT / 8);
         return;
     }
     ring_wait(mem.ready, parity);
     parity ^= 1;
-    stage_results<C, NT>(acc, bias, p, mem, w);
+    stage_results<C, NT>(sums.acc, sums.bias, p, mem, w);
     if (is_partial<C>(w))
         store_partial<C>(p, mem, w);
     fence_async();
@@ -288,14 +277,9 @@ static inline int wide_map(CUtensorMap *out, const void *data, int n, int heads,
 template <class C>
 static cudaError_t wide_launch(const tile_params &p, int blocks, cudaStream_t stream)
 {
-    static int ready; /* set again by a racing thread: the same */
+    cudaError_t e = launch_room<wide_kernel<C>>(C::SHARED_BYTES);
 
-    if (!ready) {
-        cudaError_t e = cudaFuncSetAttribute(
-            wide_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::SHARED_BYTES);
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
-    return launch_early(wide_kernel<C>, blocks, C::THREADS, C::SHARED_BYTES, stream, p);
+    return e != cudaSuccess
+               ? e
+               : launch_early(wide_kernel<C>, blocks, C::THREADS, C::SHARED_BYTES, stream, p);
 }

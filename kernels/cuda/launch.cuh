@@ -7,20 +7,46 @@
 
 #include <cuda_runtime.h>
 
+/* In clusters of `cluster` blocks. */
 template <class... Params, class... Args>
-static inline cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, dim3 block,
-                                       size_t shared_bytes, cudaStream_t stream, Args &&...args)
+static inline cudaError_t launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid,
+                                          dim3 block, size_t shared_bytes, cudaStream_t stream,
+                                          Args &&...args)
 {
-    cudaLaunchAttribute attr = {};
+    cudaLaunchAttribute attrs[2] = {};
     cudaLaunchConfig_t config = {};
 
-    attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attr.val.programmaticStreamSerializationAllowed = 1;
+    attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attrs[0].val.programmaticStreamSerializationAllowed = 1;
+    attrs[1].id = cudaLaunchAttributeClusterDimension;
+    attrs[1].val.clusterDim.x = (unsigned)cluster;
+    attrs[1].val.clusterDim.y = 1;
+    attrs[1].val.clusterDim.z = 1;
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    config.attrs = &attr;
-    config.numAttrs = 1;
+    config.attrs = attrs;
+    config.numAttrs = cluster > 1 ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, Params(args)...);
+}
+
+template <class... Params, class... Args>
+static inline cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, dim3 block,
+                                       size_t shared_bytes, cudaStream_t stream, Args &&...args)
+{
+    return launch_clusters(kernel, 1, grid, block, shared_bytes, stream, args...);
+}
+
+/* Lets KERNEL have so much dynamic shared memory, once: further calls do nothing. */
+template <auto KERNEL> static cudaError_t launch_room(int bytes)
+{
+    static int ready; /* set again by a racing thread: the same */
+
+    if (ready)
+        return cudaSuccess;
+    cudaError_t e =
+        cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    ready = e == cudaSuccess;
+    return e;
 }

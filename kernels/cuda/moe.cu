@@ -19,27 +19,6 @@ using several = stream_config<16, 3, TILE_ROUTED>;
 using narrow = tile_config<16, 1, 9, TILE_ROUTED, 0>;
 using middle = tile_config<64, 2, 8, TILE_ROUTED, 0>;
 
-bool aligned(const void *p, int64_t stride)
-{
-    return p && (uintptr_t)p % 16 == 0 && stride % 8 == 0;
-}
-
-bool valid(const struct moe_args *a)
-{
-    if (a->m < 0 || a->d < 8 || a->d % 8 || a->i < 8 || a->i % 8 || a->experts < 1 ||
-        a->experts > MOE_MAX_EXPERTS || a->top_k < 1 || a->top_k > a->experts || a->shared < 0 ||
-        a->top_k + a->shared > MOE_MAX_SLOTS)
-        return false;
-    if (a->shared &&
-        (!aligned(a->shared_gate, 0) || !aligned(a->shared_up, 0) || !aligned(a->shared_down, 0)))
-        return false;
-    return aligned(a->x, a->x_stride) && aligned(a->gate, 0) && aligned(a->up, 0) &&
-           aligned(a->down, 0) && aligned(a->out, a->out_stride) && a->ids && a->weights &&
-           (!a->residual || aligned(a->residual, 0)) &&
-           a->workspace_bytes >= moe_workspace(a->m, a->d, a->i, a->experts, a->top_k, a->shared) &&
-           (uintptr_t)a->workspace % 256 == 0;
-}
-
 /* What is fetched by row: x, or hidden. */
 struct tokens {
     const void *x;
@@ -69,9 +48,9 @@ template <class C> int run(tile_params &p, int pairs, cudaStream_t stream)
 int map_few(tile_params &p, const tile_weights *w, const tokens &x)
 {
     if (stream_map_tokens(&p, x.x, x.stride, x.rows, 1, 0, x.k, 1) ||
-        stream_map_weights(&p, 0, w[0], p.part[0].n, x.k, p.routing.experts))
+        stream_map_weights(&p, 0, w[0], p.part[0].n, x.k, p.routing.experts, 0))
         return -1;
-    return p.routing.shared ? stream_map_weights(&p, 1, w[1], p.part[0].n, x.k, p.routing.shared)
+    return p.routing.shared ? stream_map_weights(&p, 1, w[1], p.part[0].n, x.k, p.routing.shared, 0)
                             : 0;
 }
 
@@ -95,7 +74,7 @@ int map_weights(tile_params &p, int at, const tile_weights &w, int k, int z)
     struct gemm_map map = {w.weight, k, 2, {n, z}, {w.row_stride, w.z_stride}, {TILE_ROWS, 1}};
 
     if (w.up)
-        return tile_map_gate_up(&p, at, w.weight, w.up, n, k, z);
+        return tile_map_pairs(&p, at, w, n, k, z, TILE_ROWS, 0);
     return gemm_map_encode(&p.a[at], &map);
 }
 
@@ -201,7 +180,7 @@ size_t moe_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, int32
 
 int moe_experts(const struct moe_args *a, gemm_stream stream)
 {
-    if (!valid(a))
+    if (!moe_valid(a, 8, moe_workspace))
         return GEMM_INVALID;
     if (a->m == 0)
         return GEMM_OK;

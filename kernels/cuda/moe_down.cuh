@@ -181,14 +181,7 @@ __global__ void __launch_bounds__(C::THREADS, 1) down_kernel(const __grid_consta
     float *weights = (float *)((char *)mem.tables + C::TABLE_BYTES);
     int tid = threadIdx.x;
 
-    if (tid == 0) {
-        for (int i = 0; i < C::STAGES; i++) {
-            mbar_init(mem.full + 8 * i, 1);
-            mbar_init(mem.empty + 8 * i, C::WARPS);
-        }
-        mbar_init_fence();
-    }
-    __syncthreads();
+    stream_init<C>(mem);
     if (tid >= C::MATH) {
         down_copy<C>(d, mem, tid % 32);
         return;
@@ -203,17 +196,11 @@ __global__ void __launch_bounds__(C::THREADS, 1) down_kernel(const __grid_consta
 
 template <class C> static cudaError_t down_launch(down_params &d, int k, cudaStream_t stream)
 {
-    static int ready; /* set again by a racing thread: the same */
     int blocks = gemm_processors();
+    cudaError_t e = launch_room<down_kernel<C>>(down_config<C>::SHARED_BYTES);
 
-    if (!ready) {
-        cudaError_t e =
-            cudaFuncSetAttribute(down_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 down_config<C>::SHARED_BYTES);
-        if (e != cudaSuccess)
-            return e;
-        ready = 1;
-    }
+    if (e != cudaSuccess)
+        return e;
     d.p.k_steps = (k + C::STEP_K - 1) / C::STEP_K;
     d.p.part[0].row_tiles = 1;
     return launch_early(down_kernel<C>, d.row_tiles < blocks ? d.row_tiles : blocks, C::THREADS,

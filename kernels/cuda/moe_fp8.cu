@@ -22,31 +22,13 @@ int ceil_div(int a, int b)
     return (a + b - 1) / b;
 }
 
-bool aligned(const void *p, int64_t stride)
-{
-    return p && (uintptr_t)p % 16 == 0 && stride % 8 == 0;
-}
-
 bool valid(const struct moe_fp8_args *args)
 {
-    const struct moe_args *a = &args->moe;
-
-    if (a->m < 0 || a->d < FP8_BLOCK || a->d % FP8_BLOCK || a->i < FP8_BLOCK || a->i % FP8_BLOCK ||
-        a->experts < 1 || a->experts > MOE_MAX_EXPERTS || a->top_k < 1 || a->top_k > a->experts ||
-        a->shared < 0 || a->top_k + a->shared > MOE_MAX_SLOTS)
+    if (!moe_valid(&args->moe, FP8_BLOCK, moe_fp8_workspace) || !args->gate_up.scales ||
+        !args->gate_up.up_scales || !args->down.scales)
         return false;
-    if (!args->gate_up.scales || !args->gate_up.up_scales || !args->down.scales)
-        return false;
-    if (a->shared && (!aligned(a->shared_gate, 0) || !aligned(a->shared_up, 0) ||
-                      !aligned(a->shared_down, 0) || !args->shared_gate_up.scales ||
-                      !args->shared_gate_up.up_scales || !args->shared_down.scales))
-        return false;
-    return aligned(a->x, a->x_stride) && aligned(a->gate, 0) && aligned(a->up, 0) &&
-           aligned(a->down, 0) && aligned(a->out, a->out_stride) && a->ids && a->weights &&
-           (!a->residual || aligned(a->residual, 0)) &&
-           a->workspace_bytes >=
-               moe_fp8_workspace(a->m, a->d, a->i, a->experts, a->top_k, a->shared) &&
-           (uintptr_t)a->workspace % 256 == 0;
+    return !args->moe.shared || (args->shared_gate_up.scales && args->shared_gate_up.up_scales &&
+                                 args->shared_down.scales);
 }
 
 /* What is fetched by row: x, or hidden. */
@@ -62,10 +44,10 @@ int launch_few(fp8_params &f, const tile_weights *w, const tokens &x, int expert
 {
     tile_params &p = f.tile;
     int bad = fp8_stream_map_tokens(&p, x.x, x.stride, x.rows, x.k, 1) |
-              fp8_stream_map_weights(&p, 0, w[0], p.part[0].n, x.k, p.routing.experts);
+              stream_map_weights(&p, 0, w[0], p.part[0].n, x.k, p.routing.experts, 1);
 
     if (p.routing.shared)
-        bad |= fp8_stream_map_weights(&p, 1, w[1], p.part[0].n, x.k, p.routing.shared);
+        bad |= stream_map_weights(&p, 1, w[1], p.part[0].n, x.k, p.routing.shared, 1);
     if (bad)
         return GEMM_INVALID;
     cudaError_t e = p.m <= 2   ? fp8_stream_launch<two>(f, experts, stream)
@@ -189,23 +171,15 @@ size_t moe_fp8_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, i
 int moe_fp8_experts(const struct moe_fp8_args *args, gemm_stream stream)
 {
     struct moe_fp8_args part = *args;
-    struct moe_args *a = &part.moe;
-    int most = MOE_SMALL_PAIRS / a->top_k;
 
     if (!valid(args))
         return GEMM_INVALID;
-    if (a->m > most && !a->batch_invariant)
+    int most = MOE_SMALL_PAIRS / args->moe.top_k;
+    if (args->moe.m > most && !args->moe.batch_invariant)
         return moe_fp8_sorted(args, (cudaStream_t)stream);
-    for (int row = 0, status; row < args->moe.m; row += most) { /* groups of few */
-        int64_t x = (int64_t)row * a->x_stride * 2, out = (int64_t)row * a->out_stride * 2;
-        a->m = args->moe.m - row < most ? args->moe.m - row : most;
-        a->x = (const char *)args->moe.x + x;
-        a->ids = args->moe.ids + (int64_t)row * a->top_k;
-        a->weights = args->moe.weights + (int64_t)row * a->top_k;
-        a->out = (char *)args->moe.out + out;
-        if (a->residual)
-            a->residual = (const char *)args->moe.residual + out;
-        status = few_rows(&part, (cudaStream_t)stream);
+    for (int row = 0; row < args->moe.m; row += most) {
+        part.moe = moe_rows(&args->moe, row, most);
+        int status = few_rows(&part, (cudaStream_t)stream);
         if (status)
             return status;
     }

@@ -17,29 +17,10 @@ using middle = fp8_tile_config<64, 3, TILE_ROUTED, 1>;
 
 enum { REORDER_THREADS = 256 };
 
-bool aligned(const void *p, int64_t stride)
-{
-    return p && (uintptr_t)p % 16 == 0 && stride % 8 == 0;
-}
-
 bool valid(const struct moe_int4_args *args)
 {
-    const struct moe_args *a = &args->moe;
-
-    if (a->m < 0 || a->d < 128 || a->d % 128 || a->i < 128 || a->i % 128 || a->experts < 1 ||
-        a->experts > MOE_MAX_EXPERTS || a->top_k < 1 || a->top_k > a->experts || a->shared < 0 ||
-        a->top_k + a->shared > MOE_MAX_SLOTS)
-        return false;
-    if (a->shared &&
-        (!aligned(a->shared_gate, 0) || !aligned(a->shared_up, 0) || !aligned(a->shared_down, 0)))
-        return false;
-    return aligned(a->x, a->x_stride) && aligned(a->gate, 0) && aligned(a->up, 0) &&
-           aligned(a->down, 0) && aligned(args->gate_scales, 0) && aligned(args->up_scales, 0) &&
-           aligned(args->down_scales, 0) && aligned(a->out, a->out_stride) && a->ids &&
-           a->weights && (!a->residual || aligned(a->residual, 0)) &&
-           a->workspace_bytes >=
-               moe_int4_workspace(a->m, a->d, a->i, a->experts, a->top_k, a->shared) &&
-           (uintptr_t)a->workspace % 256 == 0;
+    return moe_valid(&args->moe, 128, moe_int4_workspace) && moe_aligned(args->gate_scales, 0) &&
+           moe_aligned(args->up_scales, 0) && moe_aligned(args->down_scales, 0);
 }
 
 /* ---- few rows -------------------------------------------------------------------------------- */
@@ -245,29 +226,18 @@ size_t moe_int4_workspace(int32_t max_m, int32_t d, int32_t i, int32_t experts, 
 int moe_int4_experts(const struct moe_int4_args *args, gemm_stream stream)
 {
     struct moe_int4_args part = *args;
-    struct moe_args *a = &part.moe;
-    int most = MOE_SMALL_PAIRS / a->top_k;
+    const struct moe_args *a = &part.moe;
 
     if (!valid(args))
         return GEMM_INVALID;
-    if (a->m > most && !a->batch_invariant) {
+    int most = MOE_SMALL_PAIRS / a->top_k, step = a->batch_invariant || a->m <= most ? most : a->m;
+    for (int row = 0; row < args->moe.m; row += step) {
+        part.moe = moe_rows(&args->moe, row, step);
         struct moe_layout at = moe_layout((char *)a->workspace + MOE_FEW_ROOM, a->m, a->d, a->i,
                                           a->experts, a->top_k, a->shared);
-        return many_rows(args, &at, (cudaStream_t)stream);
-    }
-    for (int row = 0, status; row < args->moe.m; row += most) {
-        int64_t x = (int64_t)row * a->x_stride * 2, out = (int64_t)row * a->out_stride * 2;
-        a->m = args->moe.m - row < most ? args->moe.m - row : most;
-        a->x = (const char *)args->moe.x + x;
-        a->ids = args->moe.ids + (int64_t)row * a->top_k;
-        a->weights = args->moe.weights + (int64_t)row * a->top_k;
-        a->out = (char *)args->moe.out + out;
-        if (a->residual)
-            a->residual = (const char *)args->moe.residual + out;
-        struct moe_layout at = moe_layout((char *)a->workspace + MOE_FEW_ROOM, a->m, a->d, a->i,
-                                          a->experts, a->top_k, a->shared);
-        status = few_serves(a) ? few_rows(&part, (cudaStream_t)stream)
-                               : more_rows(&part, &at, (cudaStream_t)stream);
+        int status = a->m > most     ? many_rows(&part, &at, (cudaStream_t)stream)
+                     : few_serves(a) ? few_rows(&part, (cudaStream_t)stream)
+                                     : more_rows(&part, &at, (cudaStream_t)stream);
         if (status)
             return status;
     }

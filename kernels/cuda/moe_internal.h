@@ -7,6 +7,45 @@
 
 enum { MOE_SORT_PAIRS = 1024 }; /* pairs that a block sorts */
 
+static inline bool moe_aligned(const void *p, int64_t stride)
+{
+    return p && (uintptr_t)p % 16 == 0 && stride % 8 == 0;
+}
+
+/* Whether arguments are as moe.h asks, where d and i are multiples of `multiple` and a call needs
+ * workspace(m, d, i, experts, top_k, shared) bytes. */
+static inline bool moe_valid(const struct moe_args *a, int multiple,
+                             size_t (*workspace)(int32_t, int32_t, int32_t, int32_t, int32_t,
+                                                 int32_t))
+{
+    if (a->m < 0 || a->d < multiple || a->d % multiple || a->i < multiple || a->i % multiple ||
+        a->experts < 1 || a->experts > MOE_MAX_EXPERTS || a->top_k < 1 || a->top_k > a->experts ||
+        a->shared < 0 || a->top_k + a->shared > MOE_MAX_SLOTS)
+        return false;
+    if (a->shared && (!moe_aligned(a->shared_gate, 0) || !moe_aligned(a->shared_up, 0) ||
+                      !moe_aligned(a->shared_down, 0)))
+        return false;
+    return moe_aligned(a->x, a->x_stride) && moe_aligned(a->gate, 0) && moe_aligned(a->up, 0) &&
+           moe_aligned(a->down, 0) && moe_aligned(a->out, a->out_stride) && a->ids && a->weights &&
+           (!a->residual || moe_aligned(a->residual, 0)) && (uintptr_t)a->workspace % 256 == 0 &&
+           a->workspace_bytes >= workspace(a->m, a->d, a->i, a->experts, a->top_k, a->shared);
+}
+
+/* The arguments for `rows` rows from `first` on, or for as many as there are. */
+static inline struct moe_args moe_rows(const struct moe_args *a, int first, int rows)
+{
+    struct moe_args part = *a;
+
+    part.m = a->m - first < rows ? a->m - first : rows;
+    part.x = (const char *)a->x + 2 * a->x_stride * first;
+    part.ids = a->ids + (int64_t)first * a->top_k;
+    part.weights = a->weights + (int64_t)first * a->top_k;
+    part.out = (char *)a->out + 2 * a->out_stride * first;
+    if (a->residual)
+        part.residual = (const char *)a->residual + 2 * a->out_stride * first;
+    return part;
+}
+
 /* Places in the workspace. Few rows need hidden and y alone, with a row for each pair, shared
  * experts' pairs among them. Many rows have their shared experts computed as one wide MLP. */
 struct moe_layout {

@@ -152,11 +152,12 @@ int product(tile_params *p, const struct moe_args *a, const struct moe_layout *a
 int gate_up(const void *of, const struct moe_layout *at, cudaStream_t stream)
 {
     const struct moe_args *a = (const struct moe_args *)of;
+    struct tile_weights w = {a->gate, a->up, a->d, (int64_t)a->i * a->d};
     tile_params p;
 
     memset(&p, 0, sizeof(p));
     p.part[0] = {at->hidden, nullptr, nullptr, a->i, a->i, 0, 0};
-    if (tile_map_gate_up(&p, 0, a->gate, a->up, a->i, a->d, a->experts))
+    if (tile_map_pairs(&p, 0, w, a->i, a->d, a->experts, TILE_ROWS, 0))
         return GEMM_INVALID;
     return product(&p, a, at, at->y, a->d, stream);
 }

@@ -142,6 +142,19 @@ bool compare(const char *what, const T *got, const float *want, int64_t rows, in
     return ok;
 }
 
+/* Whether a call, whose status this is, was done; what runs after a fault would tell nothing. */
+static inline bool succeeded(const char *what, int status)
+{
+    cudaError_t e = cudaDeviceSynchronize();
+
+    if (!status && e == cudaSuccess)
+        return true;
+    printf("FAIL %s: status %d %s\n", what, status, cudaGetErrorString(e));
+    if (e != cudaSuccess)
+        exit(1);
+    return false;
+}
+
 /* Milliseconds of one call: a graph of `calls`, median of 7 replays after 5. */
 template <class F> double time_ms(int calls, F &&call)
 {

@@ -6,8 +6,6 @@
 #include "tests/gpu/fp8_check.cuh"
 #include "tests/gpu/moe_check.cuh"
 
-#include <string.h>
-
 static int failures;
 
 /* out[r][j] = sum over k of x[r][k] * w[j][k]; rows of w `row` apart. */
@@ -78,15 +76,10 @@ static const double TOLERANCE = 3.5e-3;
 
 static bool synchronize(const char *what, int status)
 {
-    cudaError_t e = cudaDeviceSynchronize();
+    bool ok = succeeded(what, status);
 
-    if (!status && e == cudaSuccess)
-        return true;
-    printf("FAIL %s: status %d %s\n", what, status, cudaGetErrorString(e));
-    failures++;
-    if (e != cudaSuccess)
-        exit(1);
-    return false;
+    failures += !ok;
+    return ok;
 }
 
 struct linear_case {
@@ -326,84 +319,30 @@ static void free_layer(struct layer *l)
 static void test_moe(const struct layer &l, int m, enum routing how, bool with_residual,
                      int invariant)
 {
-    int slots = l.top_k + l.shared;
     bool quantised = m * l.top_k > MOE_SMALL_PAIRS && !invariant;
-    bf16 *x = random_matrix<bf16>((int64_t)m * l.d, 1.0f), *out = poisoned<bf16>((int64_t)m * l.d);
-    bf16 *residual = random_matrix<bf16>((int64_t)m * l.d, 0.5f);
-    bf16 *hidden = poisoned<bf16>((int64_t)m * slots * l.i);
-    float *want = poisoned<float>((int64_t)m * l.d);
-    float *weights = random_matrix<float>((int64_t)m * l.top_k, 0.4f);
-    auto ids = random_ids(m, exact(l), how);
     size_t bytes = moe_fp8_workspace(m, l.d, l.i, l.experts, l.top_k, l.shared);
-    char *workspace = poisoned<char>((int64_t)bytes), what[160];
-    int *device_ids;
+    struct moe_case c = new_case(exact(l), m, how, with_residual, invariant, bytes, MOE_FEW_ROOM);
     struct moe_fp8_args a;
 
-    CHECK(cudaMemset(workspace, 0, MOE_FEW_ROOM));
-    CHECK(cudaMalloc(&device_ids, ids.size() * 4));
-    CHECK(cudaMemcpy(device_ids, ids.data(), ids.size() * 4, cudaMemcpyHostToDevice));
     memset(&a, 0, sizeof(a));
-    a.moe = {x,
-             l.d,
-             device_ids,
-             weights,
-             l.gate.data,
-             l.up.data,
-             l.down.data,
-             l.shared_gate.data,
-             l.shared_up.data,
-             l.shared_down.data,
-             with_residual ? residual : nullptr,
-             out,
-             l.d,
-             m,
-             l.d,
-             l.i,
-             l.experts,
-             l.top_k,
-             l.shared,
-             invariant,
-             workspace,
-             bytes};
+    c.args.gate = l.gate.data;
+    c.args.up = l.up.data;
+    c.args.down = l.down.data;
+    c.args.shared_gate = l.shared_gate.data;
+    c.args.shared_up = l.shared_up.data;
+    c.args.shared_down = l.shared_down.data;
     a.gate_up = {l.gate.scales, l.up.scales};
     a.down = {l.down.scales, nullptr};
     a.shared_gate_up = {l.shared_gate.scales, l.shared_up.scales};
     a.shared_down = {l.shared_down.scales, nullptr};
-    snprintf(what, sizeof(what),
-             "moe d %d i %d experts %d top %d shared %d m %d routing %d invariant %d", l.d, l.i,
-             l.experts, l.top_k, l.shared, m, how, invariant);
-    if (!synchronize(what, moe_fp8_experts(&a, nullptr)))
-        return;
-    float *values = seen(x, l.d, m, l.d, quantised, false);
-    reference_hidden<<<dim3(m * slots, (l.i + 127) / 128), 128>>>(exact(l), values, device_ids,
-                                                                  hidden);
-    CHECK(cudaGetLastError());
-    float *seen_hidden = seen(hidden, l.i, m * slots, l.i, quantised, false);
-    reference_out<<<dim3(m, (l.d + 127) / 128), 128>>>(exact(l), seen_hidden, device_ids, weights,
-                                                       with_residual ? residual : nullptr, want);
-    CHECK(cudaGetLastError());
-    CHECK(cudaDeviceSynchronize());
-    failures += !compare(what, out, want, m, l.d, l.d, quantised ? 1.2e-2 : 6e-3);
-
-    auto first = to_host(out, (int64_t)m * l.d);
-    CHECK(cudaMemset(out, 0xff, (size_t)m * l.d * 2));
-    synchronize(what, moe_fp8_experts(&a, nullptr));
-    if (first != to_host(out, (int64_t)m * l.d)) {
-        printf("FAIL %s: other bits the second time\n", what);
-        failures++;
-    }
-    if (m > 1 && !quantised && (m <= 4 || invariant)) { /* the first row alone */
-        a.moe.m = 1;
-        synchronize(what, moe_fp8_experts(&a, nullptr));
-        if (memcmp(first.data(), to_host(out, l.d).data(), (size_t)l.d * 4)) {
-            printf("FAIL %s: row 0 alone has other bits\n", what);
-            failures++;
-        }
-    }
-    for (void *p :
-         {(void *)x, (void *)out, (void *)residual, (void *)hidden, (void *)want, (void *)weights,
-          (void *)workspace, (void *)device_ids, (void *)values, (void *)seen_hidden})
-        CHECK(cudaFree(p));
+    failures += check_case(
+        exact(l), &c, quantised ? 1.2e-2 : 6e-3, !quantised && (m <= 4 || invariant),
+        [&] {
+            a.moe = c.args;
+            return succeeded(c.what, moe_fp8_experts(&a, nullptr));
+        },
+        [&](const bf16 *p, int rows, int n) { return seen(p, n, rows, n, quantised, false); });
+    free_case(&c);
 }
 
 static void test_linears(bool quick)

@@ -4,8 +4,6 @@
 #include "kernels/cuda/moe_int4.h"
 #include "tests/gpu/moe_check.cuh"
 
-#include <string.h>
-
 static int failures;
 
 /* Weights (z, n, k). */
@@ -60,24 +58,6 @@ struct plain_matrix {
     float *exact;
 };
 
-static __global__ void widen_kernel(const bf16 *in, float *out, int64_t n)
-{
-    int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
-
-    if (i < n)
-        out[i] = (float)in[i];
-}
-
-static float *widen(const bf16 *in, int64_t n)
-{
-    float *out;
-
-    CHECK(cudaMalloc(&out, (size_t)(n ? n : 1) * sizeof(float)));
-    widen_kernel<<<(unsigned)(n / 256 + 1), 256>>>(in, out, n);
-    CHECK(cudaGetLastError());
-    return out;
-}
-
 static struct plain_matrix random_plain(int64_t n, float scale)
 {
     bf16 *data = random_matrix<bf16>(n ? n : 1, scale);
@@ -130,97 +110,30 @@ static void free_layer(struct layer *l)
             CHECK(cudaFree(p));
 }
 
-static bool run(const char *what, const struct moe_int4_args &a)
-{
-    int status = moe_int4_experts(&a, nullptr);
-    cudaError_t e = cudaDeviceSynchronize();
-
-    if (!status && e == cudaSuccess)
-        return true;
-    printf("FAIL %s: status %d %s\n", what, status, cudaGetErrorString(e));
-    failures++;
-    if (e != cudaSuccess)
-        exit(1);
-    return false;
-}
-
 static void test_moe(const struct layer &l, int m, enum routing how, bool with_residual,
                      int invariant)
 {
-    int slots = l.top_k + l.shared;
-    bf16 *x = random_matrix<bf16>((int64_t)m * l.d, 1.0f), *out = poisoned<bf16>((int64_t)m * l.d);
-    bf16 *residual = random_matrix<bf16>((int64_t)m * l.d, 0.5f);
-    bf16 *hidden = poisoned<bf16>((int64_t)m * slots * l.i);
-    float *want = poisoned<float>((int64_t)m * l.d), *values = widen(x, (int64_t)m * l.d);
-    float *weights = random_matrix<float>((int64_t)m * l.top_k, 0.4f);
-    auto ids = random_ids(m, exact(l), how);
     size_t bytes = moe_int4_workspace(m, l.d, l.i, l.experts, l.top_k, l.shared);
-    char *workspace = poisoned<char>((int64_t)bytes), what[160];
-    int *device_ids;
+    struct moe_case c = new_case(exact(l), m, how, with_residual, invariant, bytes, MOE_FEW_ROOM);
     struct moe_int4_args a;
 
-    CHECK(cudaMemset(workspace, 0, MOE_FEW_ROOM));
-    CHECK(cudaMalloc(&device_ids, ids.size() * 4));
-    CHECK(cudaMemcpy(device_ids, ids.data(), ids.size() * 4, cudaMemcpyHostToDevice));
-    a.moe = {x,
-             l.d,
-             device_ids,
-             weights,
-             l.gate.data,
-             l.up.data,
-             l.down.data,
-             l.shared_gate.data,
-             l.shared_up.data,
-             l.shared_down.data,
-             with_residual ? residual : nullptr,
-             out,
-             l.d,
-             m,
-             l.d,
-             l.i,
-             l.experts,
-             l.top_k,
-             l.shared,
-             invariant,
-             workspace,
-             bytes};
     a.gate_scales = (const uint16_t *)l.gate.scales;
     a.up_scales = (const uint16_t *)l.up.scales;
     a.down_scales = (const uint16_t *)l.down.scales;
-    snprintf(what, sizeof(what),
-             "moe d %d i %d experts %d top %d shared %d m %d routing %d invariant %d", l.d, l.i,
-             l.experts, l.top_k, l.shared, m, how, invariant);
-    if (!run(what, a))
-        return;
-    reference_hidden<<<dim3(m * slots, (l.i + 127) / 128), 128>>>(exact(l), values, device_ids,
-                                                                  hidden);
-    CHECK(cudaGetLastError());
-    float *seen = widen(hidden, (int64_t)m * slots * l.i);
-    reference_out<<<dim3(m, (l.d + 127) / 128), 128>>>(exact(l), seen, device_ids, weights,
-                                                       with_residual ? residual : nullptr, want);
-    CHECK(cudaGetLastError());
-    CHECK(cudaDeviceSynchronize());
-    failures += !compare(what, out, want, m, l.d, l.d, 7e-3);
-
-    auto first = to_host(out, (int64_t)m * l.d);
-    CHECK(cudaMemset(out, 0xff, (size_t)m * l.d * 2));
-    run(what, a);
-    if (first != to_host(out, (int64_t)m * l.d)) {
-        printf("FAIL %s: other bits the second time\n", what);
-        failures++;
-    }
-    if (m > 1 && (m <= 4 || invariant)) { /* the first row alone */
-        a.moe.m = 1;
-        run(what, a);
-        if (memcmp(first.data(), to_host(out, l.d).data(), (size_t)l.d * 4)) {
-            printf("FAIL %s: row 0 alone has other bits\n", what);
-            failures++;
-        }
-    }
-    for (void *p :
-         {(void *)x, (void *)out, (void *)residual, (void *)hidden, (void *)want, (void *)weights,
-          (void *)workspace, (void *)device_ids, (void *)values, (void *)seen})
-        CHECK(cudaFree(p));
+    c.args.gate = l.gate.data;
+    c.args.up = l.up.data;
+    c.args.down = l.down.data;
+    c.args.shared_gate = l.shared_gate.data;
+    c.args.shared_up = l.shared_up.data;
+    c.args.shared_down = l.shared_down.data;
+    failures += check_case(
+        exact(l), &c, 7e-3, m <= 4 || invariant,
+        [&] {
+            a.moe = c.args;
+            return succeeded(c.what, moe_int4_experts(&a, nullptr));
+        },
+        [](const bf16 *p, int rows, int n) { return widen(p, (int64_t)rows * n); });
+    free_case(&c);
 }
 
 /* An argument: only what a sanitizer can do in a short time. */
