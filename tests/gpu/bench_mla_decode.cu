@@ -7,12 +7,16 @@
  * Each case is timed as a decode step makes its calls: `settled`, since lengths, tables and all but
  * a sequence's last rows come from earlier steps. Beside it, without: "waits".
  *
- *   bench_mla_decode [fp8] */
+ * With `turns` the calls of a graph go round three caches in turn, as layers do: of one cache that
+ * every call reads, a part may still be in L2.
+ *
+ *   bench_mla_decode [fp8] [turns] */
 #include "tests/gpu/mla_case.cuh"
 
 #include <time.h>
 
 #include <algorithm>
+#include <memory>
 #include <string.h>
 
 static const int SIZES[11][2] = {{1, 1024},   {1, 8192},    {1, 65536}, {4, 4096},
@@ -31,7 +35,7 @@ static const float PEER[11][6] = {{0.0107, 0.0118, 0.0116, 0.0135, 0.0143, 0.017
                                   {0.8118, 0.8516, 0.8482, 0.8743, 1.0089, 1.8325},
                                   {0.2100, 0.2113, 0.2114, 0.2234, 0.2885, 0.4923}};
 
-static float time_ms(const mla_decode_args &args)
+static float time_ms(const std::vector<mla_decode_args> &turns)
 {
     cudaStream_t stream;
     cudaGraph_t graph;
@@ -45,7 +49,7 @@ static float time_ms(const mla_decode_args &args)
     CHECK_CUDA(cudaEventCreate(&end));
     CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     for (int i = 0; i < 20; i++)
-        if (mla_decode(&args, stream) != MLA_OK)
+        if (mla_decode(&turns[i % turns.size()], stream) != MLA_OK)
             exit(3);
     CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
     CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
@@ -67,18 +71,30 @@ static float time_ms(const mla_decode_args &args)
 
 int main(int argc, char **argv)
 {
-    bool fp8 = argc > 1 && !strcmp(argv[1], "fp8");
+    bool fp8 = false;
+    int caches = 1;
     double product = 1, worst = 1e9, column_product[6] = {1, 1, 1, 1, 1, 1};
 
+    for (int i = 1; i < argc; i++) {
+        fp8 |= !strcmp(argv[i], "fp8");
+        caches = !strcmp(argv[i], "turns") ? 3 : caches;
+    }
     printf(
         "   b   s_k   H s_q        ms    peer  ratio   GB/s  TFLOP/s  roofline     waits  ratio\n");
     for (int i = 0; i < 11; i++)
         for (int j = 0; j < 6; j++) {
             int b = SIZES[i][0], kv = SIZES[i][1], h = COLUMNS[j][0], q = COLUMNS[j][1];
-            mla_setup s({b, q, kv, h, false, true, fp8, false, 0, 0}, 1000 + i * 6 + j);
-            double waits = time_ms(s.args);
-            s.args.settled = 1;
-            double ms = time_ms(s.args);
+            std::vector<std::unique_ptr<mla_setup>> setups;
+            std::vector<mla_decode_args> turns;
+            for (int k = 0; k < caches; k++) {
+                mla_case c = {b, q, kv, h, false, true, fp8, false, 0, 0};
+                setups.emplace_back(new mla_setup(c, 1000 + i * 6 + j + 100 * k));
+                turns.push_back(setups[k]->args);
+            }
+            double waits = time_ms(turns);
+            for (mla_decode_args &a : turns)
+                a.settled = 1;
+            double ms = time_ms(turns);
             double bytes =
                 (double)b * kv * row_bytes_of(fp8, 512, 64) + (double)b * q * h * (576 + 512) * 2;
             double flops = (double)b * q * h * kv * 2 * (576 + 512);
