@@ -26,7 +26,10 @@ enum {
     TWICE_PAGES = 640, /* up to it, reading the cache twice is quicker than a tile of 32 rows */
 };
 
-enum { LEAST_PAGES = 2 /* of a block: one page each would cost more in merging than it saves */ };
+/* Shared memory that every other call of the lean form asks for: more than half of what there is,
+ * so that two of its own blocks don't share a multiprocessor (clusters come to stand on as few as
+ * they can), but a block of the next call, which asks for less, fits beside. */
+enum { LEAN_MORE = 117760 };
 
 static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const variant &v,
                       int cluster, int blocks, cudaStream_t stream)
@@ -48,7 +51,7 @@ static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const
  * size. 0 when the device refuses. */
 static int workers_of(const variant &v, int size, int kernel_id)
 {
-    static int known[MAX_DEVICES][16][SIZES]; /* plus 1 */
+    static int known[MAX_DEVICES][17][SIZES]; /* plus 1 */
     int id, n = 0, cluster = CLUSTERS[size];
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attrs[2] = {};
@@ -59,6 +62,8 @@ static int workers_of(const variant &v, int size, int kernel_id)
         return known[id][kernel_id][size] - 1;
     if (cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              (int)v.shared_bytes) != cudaSuccess ||
+        cudaFuncSetAttribute(v.kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared) != cudaSuccess ||
         cudaFuncSetAttribute(v.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
             cudaSuccess)
         return 0;
@@ -93,17 +98,31 @@ static int pages_expected(const struct mla_decode_args *a)
     return pages <= TELLING_PAGES ? (int)pages : 0;
 }
 
+/* Blocks at work when each item has an equal number of clusters. */
+static int busy_blocks(const variant &v, int size, int kernel_id, int n_items)
+{
+    return workers_of(v, size, kernel_id) / n_items * n_items * CLUSTERS[size];
+}
+
 /* Blocks that share an item: the more the better as long as there is a cluster for each item, since
  * what is merged within a cluster need not go through memory. With FP8 many items are bound by
- * products, so that idle blocks cost more. In batch-invariant mode always the same. An index of
- * CLUSTERS. */
-static int cluster_size(const struct mla_decode_args *a, const variant &v, int id, int n_items)
+ * products, so that idle blocks cost more. Tiles of 16 rows are merged so soon that more blocks at
+ * work are worth parts that go through memory (in bf16 if some clusters are left to the next call).
+ * In batch-invariant mode always the same. An index of CLUSTERS. */
+static int cluster_size(const struct mla_decode_args *a, const variant &v, int id, int n,
+                        int n_items)
 {
     int most = SIZES - 1, pages = pages_expected(a);
 
     if (!a->batch_invariant && a->seqs.n_seqs == 1 &&
         (n_items == 1 ? pages > MIDDLE_PAGES && pages <= LONG_PAGES : pages > SHORT_PAGES))
         most--;
+    if (!a->batch_invariant && a->seqs.n_seqs > 1 && n_items > 1 && n == 16) {
+        int busy = busy_blocks(v, most - 1, id, n_items), all = 8 * workers_of(v, most - 1, id);
+        if (busy > busy_blocks(v, most, id, n_items) &&
+            (busy < all || a->cache.format == MLA_KV_FP8))
+            most--;
+    }
     if (!a->batch_invariant && a->cache.format == MLA_KV_FP8 && n_items > 15)
         most = 1;
     for (int i = most; i > 0; i--)
@@ -113,8 +132,9 @@ static int cluster_size(const struct mla_decode_args *a, const variant &v, int i
     return 0;
 }
 
-/* The workspace: counters, always in the same place since they stay zero between calls of different
- * shapes; then stats and partial results of as many slots as a call may use. */
+/* The workspace, all zero between calls, whatever their shapes (what is merged is cleared, counters
+ * are counted back): counters; then stats and partial results of as many slots as a call may use.
+ */
 struct layout {
     size_t stats, partials, bytes;
 };
@@ -131,6 +151,7 @@ static layout lay_out(int sms, int n_seqs, int64_t rows, int n, int latent_dim, 
     return w;
 }
 
+/* Without promotion to 256 bytes: neighbours would become evict-first before they are asked for. */
 static int map_cache(params *p, const struct mla_cache *c)
 {
     uint64_t width = (uint64_t)(c->latent_dim + c->rope_dim);
@@ -142,11 +163,11 @@ static int map_cache(params *p, const struct mla_cache *c)
     uint32_t page_box[4] = {64, MLA_PAGE_TOKENS, (uint32_t)width / 64, 1};
 
     p->ragged = width % 64 != 0;
-    if (!p->ragged && mla_tensor_map(&p->page, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, c->pages,
-                                     page_sizes, page_strides, page_box) < 0)
+    if (!p->ragged && mla_tensor_map_lines(&p->page, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, c->pages,
+                                           page_sizes, page_strides, page_box) < 0)
         return -1;
-    return mla_tensor_map(&p->half, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, c->pages, sizes, strides,
-                          box);
+    return mla_tensor_map_lines(&p->half, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, c->pages, sizes,
+                                strides, box);
 }
 
 /* Rows of a tile. Two of 16 read the cache twice, but it is the sooner done when most blocks have
@@ -174,6 +195,31 @@ static variant find_variant(const struct mla_decode_args *a, int n, int *id)
     return (n == 16 ? find_16_bf16 : find_32_bf16)(latent, rope);
 }
 
+/* The lean form as it must be launched for all of its blocks to have a multiprocessor each. */
+static variant find_lean_variant(const struct mla_decode_args *a, int *id)
+{
+    variant v = {};
+
+    *id = 16;
+    if (a->cache.format == MLA_KV_BF16)
+        v = find_lean(a->cache.latent_dim, a->cache.rope_dim);
+    v.shared_bytes = LEAN_MORE;
+    return v;
+}
+
+/* Whether a call has a cluster of 16 for each of `n_items` tiles of 16 rows, and at most a page for
+ * each block: two, one after the other, would take longer than in the other form. */
+static bool suits_lean(const struct mla_decode_args *a, int n_items)
+{
+    int id, pages = pages_expected(a);
+    variant v = find_lean_variant(a, &id);
+
+    if (a->batch_invariant || !v.kernel || pages == 0)
+        return false;
+    int workers = workers_of(v, SIZES - 1, id);
+    return n_items <= workers && n_items * (int64_t)pages <= workers * MAX_CLUSTER;
+}
+
 /* The workspace and what of the arguments the kernel sees; 0, or MLA_INVALID when there is too
  * little room. */
 static int set_params(params *p, const struct mla_decode_args *a, int n, int sms)
@@ -196,7 +242,6 @@ static int set_params(params *p, const struct mla_decode_args *a, int n, int sms
     p->settled = a->settled;
     p->next_late = a->next_late;
     p->stream_pages = (int32_t)(STREAM_BYTES / a->cache.page_stride);
-    p->least_pages = LEAST_PAGES;
     p->page_cost = a->cache.format == MLA_KV_FP8 ? 4 : 3;
     p->counters = (uint32_t *)a->workspace;
     p->stats = (float2 *)((uint8_t *)a->workspace + w.stats);
@@ -204,12 +249,18 @@ static int set_params(params *p, const struct mla_decode_args *a, int n, int sms
     return 0;
 }
 
-int launch(const struct mla_decode_args *a, int cluster, cudaStream_t stream)
+static int items_of(const struct mla_decode_args *a, int n)
 {
+    return a->seqs.n_seqs * ((a->seqs.max_q_len * a->heads + n - 1) / n);
+}
+
+int launch(const struct mla_decode_args *a, int cluster, enum form form, cudaStream_t stream)
+{
+    static unsigned lean_calls;
     const struct mla_device *device = mla_device();
-    int n = tile_rows(a), tiles = (a->seqs.max_q_len * a->heads + n - 1) / n, id, size = 0;
-    int n_items = a->seqs.n_seqs * tiles;
-    variant v = find_variant(a, n, &id);
+    bool lean = form == LEAN || (form == AS_SUITS && suits_lean(a, items_of(a, 16)));
+    int n = lean ? 16 : tile_rows(a), n_items = items_of(a, n), id, size = 0;
+    variant v = lean ? find_lean_variant(a, &id) : find_variant(a, n, &id);
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attrs[2] = {};
     params p = {};
@@ -221,10 +272,13 @@ int launch(const struct mla_decode_args *a, int cluster, cudaStream_t stream)
     if (size == SIZES || (cluster > 0 && !fits(cluster, a->cache.latent_dim)))
         return MLA_INVALID;
     if (cluster == 0)
-        size = cluster_size(a, v, id, n_items), cluster = CLUSTERS[size];
+        size = lean && form == AS_SUITS ? SIZES - 1 : cluster_size(a, v, id, n, n_items),
+        cluster = CLUSTERS[size];
     p.workers = workers_of(v, size, id);
     /* The next call's clusters start where this one's leave room. */
-    if (a->settled && cluster == MAX_CLUSTER && n_items < p.workers)
+    if (lean && __atomic_fetch_add(&lean_calls, 1, __ATOMIC_RELAXED) % 2)
+        v.shared_bytes = find_lean(a->cache.latent_dim, a->cache.rope_dim).shared_bytes;
+    else if (!lean && a->settled && cluster == MAX_CLUSTER && n_items < p.workers)
         p.workers--;
     if (p.workers <= 0 || (a->cache.format == MLA_KV_BF16 && map_cache(&p, &a->cache) < 0))
         return MLA_CUDA;
@@ -263,5 +317,5 @@ size_t mla_few_workspace(int sms, int32_t n_seqs, int32_t query_rows, int32_t he
 
 int mla_few_launch(const struct mla_decode_args *args, cudaStream_t stream)
 {
-    return launch(args, 0, stream);
+    return launch(args, 0, AS_SUITS, stream);
 }

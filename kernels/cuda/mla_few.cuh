@@ -11,9 +11,18 @@
  * Roles of a block, one to each multiprocessor:
  *   warps 0-7  two groups of four: each has the scores' sum over half of the row (the halves are
  *              added through shared memory), then the same probabilities, then half of the output;
- *              with 32 rows in bf16 each has scores and probabilities of half of the columns
+ *              with 32 rows each gets whole scores and makes probabilities of half of the columns
  *   warp 8     plans (mla_few_work.cuh), and brings the cache, by TMA, STAGES tiles ahead
- *   warps 9-11 nothing: they are there (UNEVEN) so that the others can have their registers
+ *   warp 9     tells the cluster of the block's maxima and sums, and makes weights of what it hears
+ *   10 and 11  nothing: they are there (UNEVEN) so that the others can have their registers
+ *
+ * The lean form (16 rows, bf16) is for calls of few pages a block: half of a multiprocessor, so
+ * that the next call's blocks stand beside, with plan made and first page there, when this call
+ * ends. It has one group of four math warps (the products take as long: they are bound by shared
+ * memory), one warp that brings, one tile, and merges where the rope part and the queries were.
+ *
+ * The softmax goes by references that lag behind the maxima: as long as no score is far beyond its
+ * column's (GROWTH), a page needs no maximum. If one is, the page's probabilities are made anew.
  *
  * With `settled` (mla.h) warp 8 plans and asks for a ring full of pages while the kernels before
  * this one still run; all else waits for them.
@@ -31,18 +40,21 @@
 namespace mla_few
 {
 
-template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
+template <int N_, int LATENT_, int ROPE_, int FORMAT, bool LEAN_ = false> struct shape {
     static constexpr int N = N_, LATENT = LATENT_, ROPE = ROPE_;
+    static constexpr bool LEAN = LEAN_; /* half a multiprocessor */
     static constexpr bool FP8 = FORMAT == MLA_KV_FP8;
     static constexpr int BOXES = (LATENT + ROPE + 63) / 64; /* of 64 columns: 128 bytes a row */
     static constexpr int BLOCKS = LATENT / 64;              /* of O^T's rows */
-    static constexpr int MINE = BLOCKS / 2;                 /* those of a group of four warps */
-    /* The groups share the scores' columns rather than the sums over half of the row. */
-    static constexpr bool BY_COLUMNS = N == 32 && !FP8;
+    static constexpr int MATH_GROUPS = LEAN ? 1 : 2;        /* of four warps */
+    static constexpr int MATH = 128 * MATH_GROUPS;          /* threads */
+    static constexpr int MINE = BLOCKS / MATH_GROUPS;       /* those of a group */
+    /* Each group has the scores of half of the columns, rather than both those of all. */
+    static constexpr bool BY_COLUMNS = N == 32;
     static constexpr int SCORED = BY_COLUMNS ? N / 2 : N;    /* columns whose scores a group has */
     static constexpr int SEEN = SCORED / 4, COLUMNS = N / 4; /* of a thread: see column() */
     static constexpr int ROUNDS = N / 16;                    /* of 16 columns: merging's step */
-    static constexpr int UNITS = 2 * BLOCKS;    /* of merging in a round: 64 rows x 8 columns */
+    static constexpr int STATS_BYTES = MAX_SMS * 16 * 8;     /* of as many parts */
     static constexpr int GROUPS = LATENT / 256; /* FP8: scales of a token in half a row */
 
     /* A row as it stands in the cache, and in shared memory, where FP8 needs the rope part and the
@@ -50,58 +62,76 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT> struct shape {
     static constexpr int ROW_BYTES = FP8 ? LATENT + LATENT / 32 + 2 * ROPE : 2 * (LATENT + ROPE);
     static constexpr int ROPE_FROM = LATENT + LATENT / 32, ROPE_AT = (ROPE_FROM + 15) / 16 * 16;
     static constexpr int RAW_ROW = FP8 ? ROPE_AT + 2 * ROPE : ROW_BYTES;
-    static constexpr int STAGE_BYTES = FP8 ? TILE * RAW_ROW : BOXES * TILE * 128;
     static constexpr int Q_BYTES = BOXES * N * 128;
-    static constexpr int Q_STAGES = FP8 ? 1 : 2;
-    static constexpr int P_COPIES = BY_COLUMNS ? 1 : 2; /* for each group, unless they share it */
+    static constexpr int Q_STAGES = FP8 || LEAN ? 1 : 2;
+    static constexpr int P_COPIES =
+        BY_COLUMNS || LEAN ? 1 : 2;          /* for each group, unless they share it */
+    static constexpr int UNITS = 2 * BLOCKS; /* of merging in a round: 64 rows x 8 columns */
+    static constexpr int UNIT_BYTES = 1024 * ROUNDS;            /* as it is sent, of all rounds */
+    static constexpr int ROOM_BYTES = (UNITS + 2) * UNIT_BYTES; /* merging's room */
+    static constexpr int STAGE_BYTES = FP8 ? TILE * RAW_ROW : BOXES * TILE * 128;
     /* Many accumulators or widened values need more registers than nine warps can have alike. */
     static constexpr bool UNEVEN = FP8 || N > 16;
-    static constexpr int THREADS = UNEVEN ? 384 : 288;
-    static constexpr int P_TILES = FP8 ? GROUPS : 1;
+    static constexpr int THREADS = UNEVEN ? 384 : MATH + 64;
+    static constexpr bool LAGS = UNEVEN; /* references, see raise_references() */
+    static constexpr int P_TILES = FP8 ? (BY_COLUMNS ? 2 : 1) * GROUPS : 1;
+    /* What the groups send each other of scores goes by way of the tile's rope part. */
+    static constexpr bool BY_TILE = BY_COLUMNS && (!FP8 || ROPE == 64);
+    static constexpr int SUMS = BY_TILE || LEAN ? 1
+                                : BY_COLUMNS    ? 2
+                                                : N / 8; /* float4 of a thread */
+    static constexpr bool EARLY_PARTS = N == 16; /* parts' weights while they come; needs room */
     static constexpr int REST = Q_STAGES * Q_BYTES + P_COPIES * P_TILES * N * 128 +
-                                (BY_COLUMNS ? 0 : 1024 * N) + ROUNDS * MAX_CLUSTER * 16 * 8 +
-                                12 * N * 4 + 1024;
-    static constexpr int FIT = (232448 - REST) / STAGE_BYTES, STAGES = FIT < 4 ? FIT : 4;
+                                (BY_TILE || LEAN ? 0 : 8192 * SUMS) +
+                                (EARLY_PARTS ? 2 : 1) * ROUNDS * MAX_CLUSTER * 16 * 8 + 12 * N * 4 +
+                                1024 + MAX_CLUSTER * 32;
+    static constexpr int SHARED_BYTES = LEAN ? 115712 : 232448; /* at most */
+    static constexpr int FIT = (SHARED_BYTES - REST) / STAGE_BYTES, STAGES = FIT < 4 ? FIT : 4;
 
-    /* Merging's room for a round, and the stages that it takes. */
-    static constexpr int ROUND_BYTES = (UNITS + 2) * 2048;
-    static constexpr int ROOMS = ROUNDS * ROUND_BYTES <= STAGE_BYTES ? 1 : ROUNDS;
+    /* The stages that merging's room takes. */
+    static constexpr int ROOMS = LEAN ? 0 : 1; /* LEAN: the rope part and queries, see room_of() */
+    static_assert(!LEAN || ROOM_BYTES <= (BOXES - BLOCKS) * TILE * 128 + Q_BYTES, "room");
     static_assert(STAGES > ROOMS, "a stage besides merging's");
 };
 
 enum {
     WORKS = 4,           /* pieces that are known at a time */
     HINTED = 2,          /* pages that are brought to L2 ahead of the ring at first */
+    GROWTH = 8,          /* log2 of what a probability may be beyond 1 */
     CHAINS = 2,          /* sums of scores formed side by side: a product of few columns waits for
                             the one before it of the same sum for longer than it takes */
     GROUP_THREADS = 128, /* a group of four warps */
-    MATH_THREADS = 256,
     MATH_BARRIER = 1,
-    GROUP_BARRIER = 2, /* and 3 */
-    READY_BARRIER = 4, /* this block's mbarriers are there */
+    GROUP_BARRIER = 2,   /* and 3 */
+    READY_BARRIER = 4,   /* this block's mbarriers are there */
+    TOLD_BARRIER = 5,    /* the block's maxima and sums are known */
+    WEIGHED_BARRIER = 6, /* the cluster's weights are */
+    PARTS_BARRIER = 7,   /* the parts' weights are */
 };
 
-/* Shared memory of 512 + 64, of 232,448 bytes:
- *            16 rows:             32 rows:
- *             bf16      FP8        bf16      FP8
- *   tiles   147,456  167,936    147,456  125,952
- *   q        36,864   18,432     73,728   36,864
- *   p         4,096    8,192      4,096   16,384
- *   sums     16,384   16,384          -   32,768
- *   stats     2,048    2,048      4,096    4,096
+/* Shared memory of 512 + 64, of 232,448 bytes (lean: 115,712; its tile with the gap of merging):
+ *            16 rows:                     32 rows:
+ *             bf16     lean      FP8        bf16      FP8
+ *   tiles   147,456   83,968  167,936    147,456  167,936
+ *   q        36,864   18,432   18,432     73,728   36,864
+ *   p         4,096    2,048    8,192      4,096   16,384
+ *   sums     16,384        -   16,384          -        -
+ *   stats     4,096    4,096    4,096      4,096    4,096
  *   the rest under 3 KB */
 template <class S> struct shared {
     alignas(1024) uint8_t tiles[S::STAGES][S::STAGE_BYTES];
     alignas(1024) uint8_t q[S::Q_STAGES][S::Q_BYTES];
     alignas(1024) uint8_t p[S::P_COPIES][S::P_TILES][S::N * 128];
-    /* [tile % 2][group]: scores of half a row. */
-    float4 sums[2][2][S::BY_COLUMNS ? 1 : S::N / 8][S::BY_COLUMNS ? 1 : GROUP_THREADS];
+    /* [tile % 2][group]: scores of half a row; BY_COLUMNS, [0][group]: of the other's columns. */
+    float4 sums[2][2][S::SUMS][S::SUMS == 1 ? 1 : GROUP_THREADS];
     alignas(16) float keep[S::N];             /* BY_COLUMNS: what is left of the sums so far */
-    bool moved[2];                            /* [group]: some of that isn't 1 */
     float maxima[2][S::SCORED];               /* of a piece, by each group: of its columns */
     float sums_of[2][4][S::SCORED];           /* [group][warp]: sums over the warp's tokens */
     float2 stats[S::ROUNDS][MAX_CLUSTER][16]; /* a merge's senders' (m, l) */
-    alignas(16) float by_warp[2][4][S::N];
+    /* The same of an item's parts, when there are no more. */
+    float2 part_stats[S::EARLY_PARTS ? S::ROUNDS : 1][S::EARLY_PARTS ? MAX_CLUSTER : 1][16];
+    float factors[MAX_CLUSTER][8]; /* and what undoes that of each of their warps, see send() */
+    alignas(16) float by_warp[2][4][S::SCORED];
     int32_t limits[S::N];   /* of a piece's rows: tokens that they see */
     uint2 routes[S::UNITS]; /* of a merge's units, see make_routes() */
     float q_factor[2][S::FP8 ? S::GROUPS : 1][S::N];
@@ -133,14 +163,30 @@ template <int STAGES> struct ring {
     }
 };
 
-static __device__ __forceinline__ int group()
+template <class S> static __device__ __forceinline__ int group()
 {
-    return threadIdx.x / GROUP_THREADS;
+    return S::MATH_GROUPS == 1 ? 0 : (int)threadIdx.x / GROUP_THREADS;
 }
 
-static __device__ __forceinline__ void sync_group()
+template <class S> static __device__ __forceinline__ void sync_group()
 {
-    named_sync(GROUP_BARRIER + group(), GROUP_THREADS);
+    named_sync(GROUP_BARRIER + group<S>(), GROUP_THREADS);
+}
+
+template <class S> static __device__ __forceinline__ void sync_math()
+{
+    named_sync(MATH_BARRIER, S::MATH);
+}
+
+/* The threads that share probabilities meet. With LAGS: whether any of them came with `here`. */
+template <class S> static __device__ __forceinline__ bool meet(bool here)
+{
+    if (S::BY_COLUMNS)
+        return named_any(MATH_BARRIER, S::MATH, here);
+    if (S::LAGS)
+        return named_any(GROUP_BARRIER + group<S>(), GROUP_THREADS, here);
+    sync_group<S>();
+    return false;
 }
 
 /* ---- warp 8: the cache ----------------------------------------------------------------------- */
@@ -312,6 +358,8 @@ template <class S>
 static __device__ __forceinline__ void bring_piece(const params &p, shared<S> &s, feeder<S> &f,
                                                    bool first_piece)
 {
+    if (S::LEAN)
+        f.x.tiles = max(f.x.tiles, 1); /* merging's room has a part of one */
     const piece x = f.x;
     int lane = threadIdx.x % 32, pages = (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS;
     int first = x.begin / MLA_PAGE_TOKENS; /* the warp holds 32 entries of the block table */
@@ -380,7 +428,7 @@ static __device__ __forceinline__ void bring_cache(const params &p, shared<S> &s
         if (p.settled || pass == 1 || f.w.holds(p))
             break;
     }
-    named_sync(READY_BARRIER, MATH_THREADS + 32);
+    named_sync(READY_BARRIER, S::MATH + 64);
     for (bool first = true; f.more; first = false)
         bring_piece<S>(p, s, f, first);
     f.x.rows = 0;
@@ -415,7 +463,7 @@ template <class S>
 static __device__ __forceinline__ query_route route_queries(const params &p, uint8_t *q,
                                                             const piece &x)
 {
-    constexpr int LANES = MATH_THREADS / S::N; /* threads of a row */
+    constexpr int LANES = S::MATH / S::N; /* threads of a row */
     int t = thread(), row = t / LANES, chunk = t % LANES;
     query_route r;
 
@@ -429,7 +477,7 @@ static __device__ __forceinline__ query_route route_queries(const params &p, uin
 template <class S> static __device__ __forceinline__ void ask_queries(const query_route &r)
 {
     constexpr int CHUNKS = (S::LATENT + S::ROPE) / 8; /* of 16 bytes, in a row */
-    constexpr int LANES = MATH_THREADS / S::N;
+    constexpr int LANES = S::MATH / S::N;
 
 #pragma unroll
     for (int i = 0; i * LANES < CHUNKS; i++)
@@ -437,11 +485,11 @@ template <class S> static __device__ __forceinline__ void ask_queries(const quer
             copy_16(r.to + i * (LANES / 8 * S::N * 128), r.from + i * (LANES * 8), r.there);
 }
 
-static __device__ __forceinline__ void await_queries()
+template <class S> static __device__ __forceinline__ void await_queries()
 {
     asm volatile("cp.async.wait_all;" ::: "memory");
     fence_async();
-    named_sync(MATH_BARRIER, MATH_THREADS);
+    sync_math<S>();
 }
 
 /* ---- products and softmax -------------------------------------------------------------------- */
@@ -463,7 +511,7 @@ static __device__ __forceinline__ int column(int c, int t = threadIdx.x)
  * once more before values() reads them. */
 template <class S> static __device__ void clear_rows(uint8_t *tile, int valid)
 {
-    for (int i = threadIdx.x; i < (TILE - valid) * 8; i += MATH_THREADS)
+    for (int i = threadIdx.x; i < (TILE - valid) * 8; i += S::MATH)
 #pragma unroll
         for (int b = 0; b < S::BLOCKS; b++)
             *(uint4 *)(tile + b * TILE * 128 + valid * 128 + i * 16) = make_uint4(0, 0, 0, 0);
@@ -512,62 +560,107 @@ static __device__ __forceinline__ void sum_products(float (&d)[COLUMNS / 2], Ope
             d[i] += part[c][i];
 }
 
-/* bf16: d = K Q^T over this group's half of the row. */
+/* bf16: d = K Q^T over this group's half of the row; of the rope part every other 16 columns. */
 template <class S>
 static __device__ __forceinline__ void half_scores(float (&d)[S::N / 2], uint32_t tile, uint32_t q)
 {
     constexpr int ROPE_STEPS = S::ROPE / 32;
-    uint64_t a0 = wgmma_desc(tile + group() * (S::MINE * TILE * 128), 0, 1024, SWIZZLE_128);
-    uint64_t b0 = wgmma_desc(q + group() * (S::MINE * S::N * 128), 0, 1024, SWIZZLE_128);
-    uint64_t a1 = wgmma_desc(tile + S::BLOCKS * TILE * 128 + group() * (ROPE_STEPS * 32), 0, 1024,
-                             SWIZZLE_128);
-    uint64_t b1 =
-        wgmma_desc(q + S::BLOCKS * S::N * 128 + group() * (ROPE_STEPS * 32), 0, 1024, SWIZZLE_128);
+    uint64_t a0 = wgmma_desc(tile + group<S>() * (S::MINE * TILE * 128), 0, 1024, SWIZZLE_128);
+    uint64_t b0 = wgmma_desc(q + group<S>() * (S::MINE * S::N * 128), 0, 1024, SWIZZLE_128);
+    uint64_t a1 = wgmma_desc(tile + S::BLOCKS * TILE * 128 + group<S>() * 32, 0, 1024, SWIZZLE_128);
+    uint64_t b1 = wgmma_desc(q + S::BLOCKS * S::N * 128 + group<S>() * 32, 0, 1024, SWIZZLE_128);
 
     sum_products<S::N, S::MINE * 4 + ROPE_STEPS>(d, [&](int k, uint64_t &a, uint64_t &b) {
         int rope = k - S::MINE * 4;
-        a = rope < 0 ? desc_at(a0, k / 4 * TILE * 128 + k % 4 * 32) : desc_at(a1, rope * 32);
-        b = rope < 0 ? desc_at(b0, k / 4 * S::N * 128 + k % 4 * 32) : desc_at(b1, rope * 32);
+        a = rope < 0 ? desc_at(a0, k / 4 * TILE * 128 + k % 4 * 32) : desc_at(a1, rope * 64);
+        b = rope < 0 ? desc_at(b0, k / 4 * S::N * 128 + k % 4 * 32) : desc_at(b1, rope * 64);
     });
 }
 
-/* bf16: d = K Q^T of this group's columns; in units of log2. */
+/* LEAN: d = K Q^T; in units of log2. */
 template <class S>
-static __device__ __forceinline__ void column_scores(float (&d)[S::SCORED / 2], uint32_t tile,
-                                                     uint32_t q, float scale)
+static __device__ __forceinline__ void whole_scores(float (&d)[S::N / 2], uint32_t tile, uint32_t q,
+                                                    float scale)
 {
     uint64_t a = wgmma_desc(tile, 0, 1024, SWIZZLE_128);
-    uint64_t b = wgmma_desc(q + group() * (S::SCORED * 128), 0, 1024, SWIZZLE_128);
+    uint64_t b = wgmma_desc(q, 0, 1024, SWIZZLE_128);
 
-    sum_products<S::SCORED, (S::LATENT + S::ROPE) / 16>(
-        d, [&](int k, uint64_t &left, uint64_t &right) {
-            left = desc_at(a, k / 4 * TILE * 128 + k % 4 * 32);
-            right = desc_at(b, k / 4 * S::N * 128 + k % 4 * 32);
-        });
+    sum_products<S::N, (S::LATENT + S::ROPE) / 16>(d, [&](int k, uint64_t &left, uint64_t &right) {
+        left = desc_at(a, k / 4 * TILE * 128 + k % 4 * 32);
+        right = desc_at(b, k / 4 * S::N * 128 + k % 4 * 32);
+    });
 #pragma unroll
-    for (int i = 0; i < S::SCORED / 2; i++)
+    for (int i = 0; i < S::N / 2; i++)
         d[i] *= scale;
+}
+
+/* BY_COLUMNS: where this thread's i-th message of group `from`'s sums to the other is. In the
+ * tile's rope part, if it can be: of that a warp overwrites only what it alone has read, 16 rows of
+ * the columns that its group multiplies. */
+template <class S>
+static __device__ __forceinline__ float4 *message_of(shared<S> &s, uint8_t *tile, int from, int i)
+{
+    int t = thread() % GROUP_THREADS, row = t / 32 * 16 + t % 16, upper = t / 16 % 2;
+
+    if constexpr (!S::BY_TILE)
+        return &s.sums[0][from][i][t];
+    else if constexpr (S::FP8)
+        return (float4 *)(tile + row * S::RAW_ROW + S::ROPE_AT) + 4 * from + 2 * upper + i;
+    else
+        return (float4 *)(tile + S::BLOCKS * TILE * 128 + row * 128) +
+               (4 * upper + 2 * from + i ^ row % 8);
+}
+
+/* BY_COLUMNS: d = the sums over the row of this group's columns, in units of log2; `half` are those
+ * over this group's half of it. */
+template <class S>
+static __device__ __forceinline__ void exchange_halves(float (&d)[S::SCORED / 2],
+                                                       const float (&half)[S::N / 2], shared<S> &s,
+                                                       uint8_t *tile, float scale)
+{
+    constexpr int MINE = S::SCORED / 2; /* of the accumulators */
+    bool upper = group<S>() == 1;
+
+    static_assert(MINE == 8, "two messages");
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float *v = half + 4 * i;
+        *message_of<S>(s, tile, upper, i) =
+            make_float4(upper ? v[0] : v[MINE], upper ? v[1] : v[MINE + 1],
+                        upper ? v[2] : v[MINE + 2], upper ? v[3] : v[MINE + 3]);
+    }
+    sync_math<S>();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float4 v = *message_of<S>(s, tile, !upper, i);
+        const float *mine = half + 4 * i;
+        d[4 * i] = ((upper ? mine[MINE] : mine[0]) + v.x) * scale;
+        d[4 * i + 1] = ((upper ? mine[MINE + 1] : mine[1]) + v.y) * scale;
+        d[4 * i + 2] = ((upper ? mine[MINE + 2] : mine[2]) + v.z) * scale;
+        d[4 * i + 3] = ((upper ? mine[MINE + 3] : mine[3]) + v.w) * scale;
+    }
 }
 
 /* Adds the other group's half of the scores; in units of log2. The same bits in both groups. */
 template <class S>
-static __device__ __forceinline__ void add_halves(float (&d)[S::N / 2], shared<S> &s, int which,
-                                                  float scale)
+static __device__ __forceinline__ void add_halves(float (&d)[S::N / 2],
+                                                  const float (&half)[S::N / 2], shared<S> &s,
+                                                  int which, float scale)
 {
     int t = threadIdx.x % GROUP_THREADS;
 
 #pragma unroll
     for (int i = 0; i < S::N / 8; i++)
-        s.sums[which][group()][i][t] =
-            make_float4(d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]);
-    named_sync(MATH_BARRIER, MATH_THREADS);
+        s.sums[which][group<S>()][i][t] =
+            make_float4(half[4 * i], half[4 * i + 1], half[4 * i + 2], half[4 * i + 3]);
+    sync_math<S>();
 #pragma unroll
     for (int i = 0; i < S::N / 8; i++) {
-        float4 v = s.sums[which][group() ^ 1][i][t];
-        d[4 * i] = (d[4 * i] + v.x) * scale;
-        d[4 * i + 1] = (d[4 * i + 1] + v.y) * scale;
-        d[4 * i + 2] = (d[4 * i + 2] + v.z) * scale;
-        d[4 * i + 3] = (d[4 * i + 3] + v.w) * scale;
+        float4 v = s.sums[which][group<S>() ^ 1][i][t];
+        d[4 * i] = (half[4 * i] + v.x) * scale;
+        d[4 * i + 1] = (half[4 * i + 1] + v.y) * scale;
+        d[4 * i + 2] = (half[4 * i + 2] + v.z) * scale;
+        d[4 * i + 3] = (half[4 * i + 3] + v.w) * scale;
     }
 }
 
@@ -613,11 +706,11 @@ static __device__ __forceinline__ void scale_sums(state<S> &st, const float (&ke
             st.o[b][i] *= keep[2 * (i / 4) + i % 2];
 }
 
-/* Probabilities in place of scores, and the state brought to the new maximum; but o with
- * BY_COLUMNS, see follow_maxima(). */
-template <class S>
-static __device__ __forceinline__ void softmax(float (&d)[S::SCORED / 2], state<S> &st,
-                                               shared<S> &s)
+/* Brings the references to the maxima of all scores so far, and the sums to the references; but o
+ * with BY_COLUMNS, see follow_references(). With the FIRST scores of a piece there are no sums. */
+template <class S, bool FIRST>
+static __device__ __forceinline__ void raise_references(const float (&d)[S::SCORED / 2],
+                                                        state<S> &st, shared<S> &s)
 {
     int warp = threadIdx.x % GROUP_THREADS / 32, lane = threadIdx.x % 32;
     float high[S::SEEN], keep[S::SEEN];
@@ -634,45 +727,57 @@ static __device__ __forceinline__ void softmax(float (&d)[S::SCORED / 2], state<
     if (lane < 4)
 #pragma unroll
         for (int c = 0; c < S::SEEN; c++)
-            s.by_warp[group()][warp][column(c)] = high[c];
-    if (S::BY_COLUMNS) /* the other group, too, is done with the last tile's probabilities */
-        named_sync(MATH_BARRIER, MATH_THREADS);
-    else
-        sync_group();
+            s.by_warp[group<S>()][warp][column(c)] = high[c];
+    sync_group<S>();
 #pragma unroll
     for (int c = 0; c < S::SEEN; c += 2) {
         high[c] = st.m[c], high[c + 1] = st.m[c + 1];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float2 two = *(float2 *)&s.by_warp[group()][i][column(c)];
+            float2 two = *(float2 *)&s.by_warp[group<S>()][i][column(c)];
             high[c] = fmaxf(high[c], two.x);
             high[c + 1] = fmaxf(high[c + 1], two.y);
         }
     }
 #pragma unroll
     for (int c = 0; c < S::SEEN; c++) {
-        int at = 4 * (c / 2) + c % 2;
-        float m = high[c];
-        float zero = m == -INFINITY ? 0 : m;
-        keep[c] = exp2_fast(st.m[c] - zero);
-        moved |= m != st.m[c];
-        st.m[c] = m;
-        d[at] = exp2_fast(d[at] - zero);
-        d[at + 2] = exp2_fast(d[at + 2] - zero);
-        st.l[c] = st.l[c] * keep[c] + d[at] + d[at + 2];
+        keep[c] = exp2_fast(st.m[c] - (high[c] == -INFINITY ? 0 : high[c]));
+        moved |= high[c] != st.m[c];
+        st.m[c] = high[c];
+        if (!FIRST)
+            st.l[c] *= keep[c];
     }
-    moved = __any_sync(~0u, moved);
+    if constexpr (FIRST)
+        return;
     if constexpr (!S::BY_COLUMNS) {
-        if (moved)
+        if (__any_sync(~0u, moved))
             scale_sums<S>(st, keep);
-    } else if (warp == 0) {
-        if (lane == 0)
-            s.moved[group()] = moved;
-        if (lane < 4)
+    } else if (warp == 0 && lane < 4) {
 #pragma unroll
-            for (int c = 0; c < S::SEEN; c++)
-                s.keep[group() * S::SCORED + column(c)] = keep[c];
+        for (int c = 0; c < S::SEEN; c++)
+            s.keep[group<S>() * S::SCORED + column(c)] = keep[c];
     }
+}
+
+/* Probabilities by the references, and their sums. Whether a score of this thread is so far beyond
+ * its reference that this has to be raised. */
+template <class S>
+static __device__ __forceinline__ bool softmax(float (&probabilities)[S::SCORED / 2],
+                                               const float (&d)[S::SCORED / 2], state<S> &st)
+{
+    float most = -INFINITY;
+
+#pragma unroll
+    for (int c = 0; c < S::SEEN; c++) {
+        int at = 4 * (c / 2) + c % 2;
+        float zero = fmaxf(st.m[c], -1e30f); /* from -infinity any score is far */
+        float low = d[at] - zero, high = d[at + 2] - zero;
+        most = fmaxf(most, fmaxf(low, high));
+        probabilities[at] = exp2_fast(low);
+        probabilities[at + 2] = exp2_fast(high);
+        st.l[c] += probabilities[at] + probabilities[at + 2];
+    }
+    return most > GROWTH;
 }
 
 /* After a piece's last softmax(): maxima, and sums over a warp, for whole_of(). The next barrier
@@ -694,29 +799,28 @@ static __device__ __forceinline__ void sum_columns(shared<S> &s, const state<S> 
     if (t % 32 < 4)
 #pragma unroll
         for (int c = 0; c < S::SEEN; c++) {
-            s.sums_of[group()][warp][column(c, t)] = l[c];
+            s.sums_of[group<S>()][warp][column(c, t)] = l[c];
             if (warp == 0)
-                s.maxima[group()][column(c, t)] = st.m[c];
+                s.maxima[group<S>()][column(c, t)] = st.m[c];
         }
 }
 
-/* (m, l) of a column of the tile. */
-template <class S> static __device__ __forceinline__ float2 whole_of(const shared<S> &s, int col)
+/* (m, l) of a column of the tile, as group `who` has it. */
+template <class S>
+static __device__ __forceinline__ float2 whole_of(const shared<S> &s, int col, int who)
 {
-    int from = S::BY_COLUMNS ? col / S::SCORED : group(), c = col % S::SCORED;
+    int from = S::BY_COLUMNS ? col / S::SCORED : who, c = col % S::SCORED;
     const float(*l)[S::SCORED] = s.sums_of[from];
 
     return make_float2(s.maxima[from][c], l[0][c] + l[1][c] + l[2][c] + l[3][c]);
 }
 
-/* BY_COLUMNS: brings o to the new maxima once both groups have told what they are. */
+/* BY_COLUMNS: brings o to the new references once both groups have told what is left. */
 template <class S>
-static __device__ __forceinline__ void follow_maxima(state<S> &st, const shared<S> &s)
+static __device__ __forceinline__ void follow_references(state<S> &st, const shared<S> &s)
 {
     float keep[S::COLUMNS];
 
-    if (!s.moved[0] && !s.moved[1])
-        return;
 #pragma unroll
     for (int c = 0; c < S::COLUMNS; c++)
         keep[c] = s.keep[column(c)];
@@ -757,7 +861,7 @@ static __device__ __forceinline__ void store_p(const float (&d)[S::SCORED / 2], 
 template <class S>
 static __device__ __forceinline__ void values(state<S> &st, uint32_t tile, uint32_t probabilities)
 {
-    uint64_t a0 = wgmma_desc(tile + group() * (S::MINE * TILE * 128), 0, 1024, SWIZZLE_128);
+    uint64_t a0 = wgmma_desc(tile + group<S>() * (S::MINE * TILE * 128), 0, 1024, SWIZZLE_128);
     uint64_t b0 = wgmma_desc(probabilities, 0, 1024, SWIZZLE_128);
 
 #pragma unroll
@@ -781,21 +885,6 @@ template <class S> static __device__ __forceinline__ void release(shared<S> &s, 
 {
     arrive_warp(s.tile_empty[at.stage]);
     at.advance();
-}
-
-/* Once the stages from `at` on are this block's room for merging: tells the cluster that it may be
- * written. */
-template <class S>
-static __device__ __forceinline__ void grant(shared<S> &s, const ring<S::STAGES> &at, int cluster)
-{
-    if (cluster > 1 && threadIdx.x < cluster) {
-        for (int i = 0; i < S::ROOMS; i++) {
-            ring<S::STAGES> room = at.next(i);
-            mbar_wait(smem_u32(&s.tile_full[room.stage]), room.phase);
-        }
-        cluster_mbar_arrive(smem_u32(&s.granted), threadIdx.x);
-    }
-    __syncwarp();
 }
 
 } // namespace mla_few

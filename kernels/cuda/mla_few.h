@@ -36,12 +36,11 @@ struct params {
     float scale_log2; /* softmax scale * log2(e) */
     int32_t causal;
     int32_t invariant;
-    int32_t workers;     /* clusters of the grid */
-    int32_t least_pages; /* of a block, rather than more workers */
-    int32_t page_cost;   /* see plan::cost */
-    uint32_t *counters;  /* (MAX_ITEMS, MAX_CLUSTER) arrivals; zero between calls */
-    float2 *stats;       /* (slots, MAX_CLUSTER, N) maximum and sum of a partial result's rows */
-    float4 *partials;    /* (slots, N * latent / 4) in the order of the accumulators */
+    int32_t workers;    /* clusters of the grid */
+    int32_t page_cost;  /* see plan::cost */
+    uint32_t *counters; /* batch-invariant mode: (MAX_ITEMS, MAX_CLUSTER) arrivals */
+    float2 *stats;      /* (slots, MAX_CLUSTER, N) maximum and sum of a partial result's rows */
+    float4 *partials;   /* (slots, N * latent / 4) in the order of the accumulators */
 };
 
 typedef void (*kernel_fn)(const params);
@@ -55,11 +54,14 @@ struct variant {
 
 /* kernel NULL when there is none of these sizes. */
 variant find_16_bf16(int latent_dim, int rope_dim);
+variant find_lean(int latent_dim, int rope_dim); /* 16 rows, bf16: two blocks to a multiprocessor */
 variant find_16_fp8(int latent_dim, int rope_dim);
 variant find_32_bf16(int latent_dim, int rope_dim);
 variant find_32_fp8(int latent_dim, int rope_dim);
 
+enum form { AS_SUITS, FULL, LEAN };
+
 /* mla_few_launch with clusters of 1, 2, 3, 4, 6, 8 or 16 blocks, for tests; 0: as suits. */
-int launch(const struct mla_decode_args *args, int cluster, cudaStream_t stream);
+int launch(const struct mla_decode_args *args, int cluster, enum form form, cudaStream_t stream);
 
 } // namespace mla_few

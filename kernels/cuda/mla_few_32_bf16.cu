@@ -1,5 +1,5 @@
 /* The decode kernel for few query rows: 32 a tile, BF16 cache. */
-#include "kernels/cuda/mla_few_merge.cuh"
+#include "kernels/cuda/mla_few_kernel.cuh"
 
 mla_few::variant mla_few::find_32_bf16(int latent_dim, int rope_dim)
 {

@@ -9,13 +9,17 @@
  * memory of the block that owns it: a stage of the ring that is passed on for this, once its owner
  * has granted it to everybody. An owner makes weights of what it has heard, waits until all have
  * written, then sums. No block is written to after that, so it may end.
- * Between clusters (pieces of one item): each owner writes its part to the workspace and counts up;
- * whoever completes the count reads all parts and writes the output, and sets the counter back.
+ * Between clusters (pieces of one item): each owner leaves its part in the workspace. That of the
+ * first part, which is its worker's last piece, takes them all as they arrive and writes the
+ * output: the others' parts are their workers' first pieces, so nobody waits for long. In
+ * batch-invariant mode, where a worker may have several parts of an item, each counts up, and
+ * whoever completes the count merges and sets the counter back.
  *
  * The output is turned around in the piece's query buffer, which nobody reads any more. */
 #pragma once
 
 #include "kernels/cuda/mla_few_fp8.cuh"
+#include "kernels/cuda/mla_partial.cuh"
 
 namespace mla_few
 {
@@ -46,24 +50,26 @@ static __device__ __forceinline__ void make_routes(shared<S> &s, int rank, int c
     int to = unit * cluster / S::UNITS, first = first_unit<S>(to, cluster);
     int own = first_unit<S>(to + 1, cluster) - first;
     uint32_t here = smem_u32(&s);
-    s.routes[unit] = make_uint2(cluster_map(here, to) - here, (rank * own + unit - first) * 2048);
+    s.routes[unit] =
+        make_uint2(cluster_map(here, to) - here, (rank * own + unit - first) * S::UNIT_BYTES);
 }
 
-/* Merging's room of a round: float4 (sender, unit, thread). */
+/* Merging's room: (sender, unit, thread, round) four halves. */
 template <class S>
-static __device__ __forceinline__ float4 *room_of(shared<S> &s, const ring<S::STAGES> &at,
-                                                  int round)
+static __device__ __forceinline__ uint8_t *room_of(shared<S> &s, const ring<S::STAGES> &at)
 {
-    if (S::ROOMS == 1)
-        return (float4 *)(s.tiles[at.stage] + round * S::ROUND_BYTES);
-    return (float4 *)s.tiles[at.next(round).stage];
+    if constexpr (S::LEAN) /* on through the queries, which have been multiplied */
+        return s.tiles[0] + S::BLOCKS * TILE * 128;
+    return s.tiles[at.stage];
 }
 
 /* 4 floats of a unit += w * part */
 static __device__ __forceinline__ void add_part(float (&v)[4], const float4 &part, const float2 *w,
-                                                int half, int t)
+                                                int half, int t, float by = 1)
 {
     float4 a = *(const float4 *)(w + 8 * half + column(0, t));
+
+    a.x *= by, a.z *= by;
 
     v[0] += a.x * part.x;
     v[1] += a.z * part.y;
@@ -72,32 +78,33 @@ static __device__ __forceinline__ void add_part(float (&v)[4], const float4 &par
 }
 
 /* Turns (m, l) of n partial results of 16 columns into their weights (w, -) in the whole, 1 / sum
- * included if `last`. A warp has 2 columns, 16 lanes to each, which share the parts. Returns the
- * whole's (m, l) of column 2 warp + lane % 2. All of the math threads meet after. */
-static __device__ __forceinline__ float2 weigh(float2 (*stats)[16], int n, bool last)
+ * included if `last`. Of COLUMNS of them by each warp, `col` that of this lane and 32 / COLUMNS - 1
+ * others, who share the parts. Returns the whole's (m, l) of the column. */
+template <int COLUMNS>
+static __device__ __forceinline__ float2 weigh(float2 (*stats)[16], int n, bool last, int col)
 {
-    int t = thread(), lane = t % 32, col = t / 32 * 2 + lane % 2;
+    constexpr int STEP = 32 / COLUMNS;
+    int from = thread() % 32 / COLUMNS;
     float m = -INFINITY, l = 0;
 
-    for (int i = lane / 2; i < n; i += 16)
+    for (int i = from; i < n; i += STEP)
         m = fmaxf(m, stats[i][col].x);
 #pragma unroll
-    for (int step = 2; step < 32; step *= 2)
+    for (int step = COLUMNS; step < 32; step *= 2)
         m = fmaxf(m, __shfl_xor_sync(~0u, m, step));
-    for (int i = lane / 2; i < n; i += 16) {
+    for (int i = from; i < n; i += STEP) {
         float w = m == -INFINITY ? 0 : exp2_fast(stats[i][col].x - m);
         l += w * stats[i][col].y;
         stats[i][col].x = w;
     }
 #pragma unroll
-    for (int step = 2; step < 32; step *= 2)
+    for (int step = COLUMNS; step < 32; step *= 2)
         l += __shfl_xor_sync(~0u, l, step);
     if (last) {
         float scale = l > 0 ? __fdividef(1, l) : 0;
-        for (int i = lane / 2; i < n; i += 16)
+        for (int i = from; i < n; i += STEP)
             stats[i][col].x *= scale;
     }
-    named_sync(MATH_BARRIER, MATH_THREADS);
     return make_float2(m, l);
 }
 
@@ -136,9 +143,9 @@ static __device__ __forceinline__ void write_output(const params &p, const piece
 {
     int first = at.first, own = at.own, t = thread();
 
-    named_sync(MATH_BARRIER, MATH_THREADS);
+    sync_math<S>();
 #pragma unroll 4
-    for (int i = t; i < S::ROUNDS * own * 64; i += MATH_THREADS) {
+    for (int i = t; i < S::ROUNDS * own * 64; i += S::MATH) {
         int place = i / 64, round = S::ROUNDS == 1 ? 0 : place >= own;
         int unit = first + place - round * own, in_unit = i / 8 % 8, chunk = i % 8;
         int row = 16 * round + unit % 2 * 8 + in_unit;
@@ -158,6 +165,56 @@ static __device__ __forceinline__ void write_lse(const params &p, const piece &x
 }
 
 /* ---- a part's result in the workspace -------------------------------------------------------- */
+
+/* Words of it are never 0, so that who merges it sees what has arrived; what was read is 0 again.
+ */
+static __device__ __forceinline__ uint32_t never_zero(float v)
+{
+    uint32_t bits = __float_as_uint(v);
+
+    return bits ? bits : 0x80000000;
+}
+
+static __device__ __forceinline__ void leave_4(float4 *to, const float (&v)[4])
+{
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to),
+                 "r"(never_zero(v[0])), "r"(never_zero(v[1])), "r"(never_zero(v[2])),
+                 "r"(never_zero(v[3]))
+                 : "memory");
+}
+
+static __device__ __forceinline__ void leave_2(float2 *to, float2 v)
+{
+    asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(never_zero(v.x)),
+                 "r"(never_zero(v.y))
+                 : "memory");
+}
+
+/* Whether all of it is there. */
+static __device__ __forceinline__ bool find_4(float4 &v, const float4 *from)
+{
+    uint4 w;
+
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                 : "l"(from)
+                 : "memory");
+    v = make_float4(__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z),
+                    __uint_as_float(w.w));
+    return w.x && w.y && w.z && w.w;
+}
+
+static __device__ __forceinline__ bool find_2(float2 &v, const float2 *from)
+{
+    uint2 w;
+
+    asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(w.x), "=r"(w.y)
+                 : "l"(from)
+                 : "memory");
+    v = make_float2(__uint_as_float(w.x), __uint_as_float(w.y));
+    return w.x && w.y;
+}
 
 template <class S>
 static __device__ __forceinline__ float4 *partial_of(const params &p, int slot, int round, int unit,
@@ -183,134 +240,160 @@ static __device__ __forceinline__ void emit_alone(const params &p, const shared<
     int slot = slot_of(x, x.part), t = thread();
     float scale[S::COLUMNS];
 
+    if (S::LEAN) /* the output is turned where others may still read values */
+        sync_math<S>();
 #pragma unroll
     for (int c = 0; c < S::COLUMNS; c++) {
-        float l = whole_of<S>(s, column(c, t)).y;
+        float l = whole_of<S>(s, column(c, t), group<S>()).y;
         scale[c] = x.parts > 1 ? 1 : l > 0 ? __fdividef(1, l) : 0;
     }
 #pragma unroll
     for (int r = 0; r < S::ROUNDS; r++)
 #pragma unroll
         for (int u = 0; u < 2 * S::MINE; u++) {
-            int unit = t / GROUP_THREADS * (2 * S::MINE) + u, c = 4 * r + u % 2 * 2;
+            int unit = group<S>() * (2 * S::MINE) + u, c = 4 * r + u % 2 * 2;
             const float *o = st.o[u / 2] + 8 * r + u % 2 * 4;
             float v[4] = {o[0] * scale[c], o[1] * scale[c + 1], o[2] * scale[c],
                           o[3] * scale[c + 1]};
             if (x.parts == 1)
                 turn_unit<S>(at.turned, r * S::UNITS + unit, v, t);
             else
-                __stcg(partial_of<S>(p, slot, r, unit, t), make_float4(v[0], v[1], v[2], v[3]));
+                leave_4(partial_of<S>(p, slot, r, unit, t), v);
         }
     if (t < S::N) {
-        float2 ml = whole_of<S>(s, t);
+        float2 ml = whole_of<S>(s, t, 0);
         if (x.parts == 1)
             write_lse(p, x, t, ml);
         else
-            __stcg(stats_of<S>(p, slot, 0, 0) + t, ml);
+            leave_2(stats_of<S>(p, slot, 0, 0) + t, ml);
     }
 }
 
 /* ---- within a cluster ------------------------------------------------------------------------ */
 
-/* Floats into a block of the cluster, counted by its barrier `bar`. */
-static __device__ __forceinline__ void send_4(uint32_t to, uint32_t bar, const float *v)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
-                 "[%0], {%2, %3, %4, %5}, [%1];" ::"r"(to),
-                 "r"(bar), "r"(__float_as_uint(v[0])), "r"(__float_as_uint(v[1])),
-                 "r"(__float_as_uint(v[2])), "r"(__float_as_uint(v[3]))
-                 : "memory");
-}
-
-static __device__ __forceinline__ void send_2(uint32_t to, uint32_t bar, float a, float b)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 "
-                 "[%0], {%2, %3}, [%1];" ::"r"(to),
-                 "r"(bar), "r"(__float_as_uint(a)), "r"(__float_as_uint(b))
-                 : "memory");
-}
-
-/* Sends this block's maxima and sums to every block of the cluster, once it may: ahead of the
- * output, so that weights are known when that is there. Warp w tells blocks w and w + 8. */
+/* Once the stages from `at` on are this block's room for merging: tells the cluster that it may be
+ * written. */
 template <class S>
-static __device__ __forceinline__ void tell(shared<S> &s, const merge_place<S> &at)
+static __device__ __forceinline__ void grant(shared<S> &s, const ring<S::STAGES> &at, int cluster)
 {
-    int t = thread(), col = t % 16, to = t / 32 + t % 32 / 16 * 8;
-
-    mbar_wait_cluster(smem_u32(&s.granted), at.exchanges & 1);
-    if (to < at.cluster)
-#pragma unroll
-        for (int r = 0; r < S::ROUNDS; r++) {
-            float2 ml = whole_of<S>(s, 16 * r + col);
-            send_2(cluster_map(smem_u32(&s.stats[r][at.rank][col]), to),
-                   cluster_map(smem_u32(&s.heard), to), ml.x, ml.y);
+    if (cluster > 1 && threadIdx.x < cluster) {
+        for (int i = 0; i < S::ROOMS; i++) {
+            ring<S::STAGES> room = at.next(i);
+            mbar_wait(smem_u32(&s.tile_full[room.stage]), room.phase);
         }
+        cluster_mbar_arrive(smem_u32(&s.granted), threadIdx.x);
+    }
     __syncwarp();
 }
 
+/* Words into a block of the cluster, counted by its barrier `bar`. */
+static __device__ __forceinline__ void send_4(uint32_t to, uint32_t bar, uint2 a, uint2 b)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+                 "[%0], {%2, %3, %4, %5}, [%1];" ::"r"(to),
+                 "r"(bar), "r"(a.x), "r"(a.y), "r"(b.x), "r"(b.y)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void send_2(uint32_t to, uint32_t bar, uint2 a)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 "
+                 "[%0], {%2, %3}, [%1];" ::"r"(to),
+                 "r"(bar), "r"(a.x), "r"(a.y)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void send_1(uint32_t to, uint32_t bar, float a)
+{
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %2, [%1];" ::"r"(to),
+        "r"(bar), "r"(__float_as_uint(a))
+        : "memory");
+}
+
+/* 4 floats of a unit, times `factor`. */
+static __device__ __forceinline__ uint2 pack_unit(const float *v, float factor)
+{
+    return make_uint2(pack_f16(v[0] * factor, v[1] * factor),
+                      pack_f16(v[2] * factor, v[3] * factor));
+}
+
+/* This block's output to the owners of its units, as halves of which each warp has brought its own
+ * near the top of their range; that it tells all blocks. */
 template <class S>
 static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> &tiles,
                                             const state<S> &st, const merge_place<S> &at)
 {
-    int t = thread();
-    uint32_t received = smem_u32(&s.received), rooms[S::ROUNDS];
+    int t = thread(), lane = t % 32;
+    uint32_t received = smem_u32(&s.received);
+    uint32_t room = smem_u32(room_of<S>(s, tiles)) + t % GROUP_THREADS * (8 * S::ROUNDS);
+    float sizes[4] = {}, reference = 0;
 
 #pragma unroll
-    for (int r = 0; r < S::ROUNDS; r++)
-        rooms[r] = smem_u32(room_of<S>(s, tiles, r) + t % GROUP_THREADS);
+    for (int b = 0; b < S::MINE; b++)
+#pragma unroll
+        for (int i = 0; i < S::N / 2; i++)
+            sizes[i % 4] += fabsf(st.o[b][i]);
+    float size = sizes[0] + sizes[1] + (sizes[2] + sizes[3]);
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2)
+        size += __shfl_xor_sync(~0u, size, step);
+    float factor = f16_factor(reference, size);
+    if (lane < at.cluster)
+        send_1(cluster_map(smem_u32(&s.factors[at.rank][t / 32]), lane),
+               cluster_map(received, lane), __int_as_float((127 + (int)reference) << 23));
 #pragma unroll
     for (int u = 0; u < 2 * S::MINE; u++) {
-        uint2 route = s.routes[t / GROUP_THREADS * (2 * S::MINE) + u];
-#pragma unroll
-        for (int r = 0; r < S::ROUNDS; r++)
-            send_4(rooms[r] + route.x + route.y, received + route.x,
-                   st.o[u / 2] + 8 * r + u % 2 * 4);
+        uint2 route = s.routes[group<S>() * (2 * S::MINE) + u];
+        uint32_t to = room + route.x + route.y;
+        const float *o = st.o[u / 2] + u % 2 * 4;
+        if constexpr (S::ROUNDS == 1)
+            send_2(to, received + route.x, pack_unit(o, factor));
+        else
+            send_4(to, received + route.x, pack_unit(o, factor), pack_unit(o + 8, factor));
     }
-}
-
-/* Weights of what the cluster's blocks send of columns 16 round .. . */
-template <class S>
-static __device__ __forceinline__ void weigh_cluster(const params &p, shared<S> &s, const piece &x,
-                                                     const merge_place<S> &at, int round)
-{
-    int t = thread(), lane = t % 32, col = t / 32 * 2 + lane % 2;
-    float2 ml = weigh(s.stats[round], at.cluster, x.parts == 1);
-
-    if (lane < 2 && x.parts > 1)
-        __stcg(stats_of<S>(p, slot_of(x, x.part), at.rank, round) + col, ml);
-    if (lane < 2 && x.parts == 1 && at.rank == 0)
-        write_lse(p, x, 16 * round + col, ml);
 }
 
 enum { BATCH = 8 }; /* parts that are read at a time */
 
-/* Sums what the cluster sent of columns 16 round .. . The groups take turns. */
+/* Of a block's units in a round, the first that is this group's. The groups take turns. */
+template <class S> static __device__ __forceinline__ int first_own(int round)
+{
+    return S::MATH_GROUPS == 1 ? 0 : thread() / GROUP_THREADS ^ (round & 1);
+}
+
+/* Sums what the cluster sent of columns 16 round .. . */
 template <class S>
-static __device__ __forceinline__ void gather(const params &p, shared<S> &s, const float4 *room,
+static __device__ __forceinline__ void gather(const params &p, shared<S> &s, const uint8_t *room,
                                               const piece &x, const merge_place<S> &at, int round)
 {
     int own = at.own, first = at.first, slot = slot_of(x, x.part), t = thread();
+    const uint2 *mine = (const uint2 *)room + t % GROUP_THREADS * S::ROUNDS + round;
 
 #pragma unroll 1
-    for (int i = t / GROUP_THREADS ^ round; i < own; i += 2) {
-        const float4 *from = room + i * GROUP_THREADS + t % GROUP_THREADS;
+    for (int i = first_own<S>(round); i < own; i += S::MATH_GROUPS) {
+        const uint2 *from = mine + i * (S::UNIT_BYTES / 8);
+        const float *factor =
+            s.factors[0] + (first + i) / (2 * S::MINE) * 4 + t % GROUP_THREADS / 32;
         float v[4] = {};
 #pragma unroll 1
         for (int begin = 0; begin < at.cluster; begin += BATCH) {
-            float4 part[BATCH];
+            uint2 part[BATCH];
 #pragma unroll
             for (int k = 0; k < BATCH; k++)
-                part[k] = from[min(begin + k, at.cluster - 1) * own * GROUP_THREADS];
+                part[k] = from[min(begin + k, at.cluster - 1) * own * (S::UNIT_BYTES / 8)];
 #pragma unroll
             for (int k = 0; k < BATCH; k++)
-                if (begin + k < at.cluster)
-                    add_part(v, part[k], s.stats[round][begin + k], (first + i) % 2, t);
+                if (begin + k < at.cluster) {
+                    float2 a = unpack_f16(part[k].x), b = unpack_f16(part[k].y);
+                    add_part(v, make_float4(a.x, a.y, b.x, b.y), s.stats[round][begin + k],
+                             (first + i) % 2, t, factor[(begin + k) * 8]);
+                }
         }
         if (x.parts == 1)
             turn_unit<S>(at.turned, round * own + i, v, t);
         else
-            __stcg(partial_of<S>(p, slot, round, first + i, t),
-                   make_float4(v[0], v[1], v[2], v[3]));
+            leave_4(partial_of<S>(p, slot, round, first + i, t), v);
     }
 }
 
@@ -319,20 +402,17 @@ static __device__ __forceinline__ void exchange(const params &p, shared<S> &s,
                                                 const ring<S::STAGES> &tiles, const piece &x,
                                                 merge_place<S> &at, const state<S> &st)
 {
-    if (threadIdx.x == 0) {
-        mbar_arrive_expect(smem_u32(&s.heard), S::ROUNDS * at.cluster * 16 * 8);
-        mbar_arrive_expect(smem_u32(&s.received), S::ROUNDS * at.cluster * at.own * 2048);
-    }
+    if (threadIdx.x == 0)
+        mbar_arrive_expect(smem_u32(&s.received),
+                           at.cluster * (at.own * S::UNIT_BYTES + S::MATH / 8));
+    mbar_wait_cluster(smem_u32(&s.granted), at.exchanges & 1);
     send<S>(s, tiles, st, at);
-    mbar_wait_cluster(smem_u32(&s.heard), at.exchanges & 1);
-#pragma unroll 1
-    for (int r = 0; r < S::ROUNDS; r++)
-        weigh_cluster<S>(p, s, x, at, r);
+    named_sync(WEIGHED_BARRIER, S::MATH + 32);
     mbar_wait_cluster(smem_u32(&s.received), at.exchanges & 1);
     at.exchanges++;
 #pragma unroll 1
     for (int r = 0; r < S::ROUNDS; r++)
-        gather<S>(p, s, room_of<S>(s, tiles, r), x, at, r);
+        gather<S>(p, s, room_of<S>(s, tiles), x, at, r);
 }
 
 /* ---- between clusters ------------------------------------------------------------------------ */
@@ -344,7 +424,7 @@ static __device__ __forceinline__ bool arrived_last(const params &p, shared<S> &
 {
     uint32_t *counter = p.counters + x.counter * MAX_CLUSTER + rank;
 
-    named_sync(MATH_BARRIER, MATH_THREADS);
+    sync_math<S>();
     if (threadIdx.x == 0) {
         __threadfence(); /* for all that the barrier ordered before it */
         s.last = atomicAdd(counter, 1) == (uint32_t)x.parts - 1;
@@ -352,49 +432,77 @@ static __device__ __forceinline__ bool arrived_last(const params &p, shared<S> &
             *counter = 0;
         __threadfence();
     }
-    named_sync(MATH_BARRIER, MATH_THREADS);
+    sync_math<S>();
     return s.last;
 }
 
-/* Columns 16 round .. of all parts, this block's units. `stats`: room for (parts, 16). */
+/* Whether the parts of the item are merged by this block, with weights that it has early. */
+template <class S>
+static __device__ __forceinline__ bool early_parts(const params &p, const piece &x, int cluster)
+{
+    return S::EARLY_PARTS && cluster > 1 && x.parts > 1 && x.parts <= MAX_CLUSTER && x.part == 0 &&
+           !p.invariant;
+}
+
+/* Their weights, and what follows from them at once. `stats`: room for (parts, 16). */
+template <class S>
+static __device__ __forceinline__ void find_weights(const params &p, float2 (*stats)[16],
+                                                    const piece &x, const merge_place<S> &at,
+                                                    int round)
+{
+    constexpr int PER_WARP = 512 / S::MATH; /* columns */
+    int t = thread(), lane = t % 32, col = t / 32 * PER_WARP + t % PER_WARP;
+
+    for (int i = lane / PER_WARP; i < x.parts; i += 32 / PER_WARP) {
+        float2 *from = stats_of<S>(p, slot_of(x, i), at.rank, round) + col;
+        while (!find_2(stats[i][col], from)) {
+        }
+        __stcg(from, make_float2(0, 0));
+    }
+    float2 ml = weigh<PER_WARP>(stats, x.parts, true, col);
+    if (lane < PER_WARP && at.rank == 0)
+        write_lse(p, x, 16 * round + col, ml);
+    sync_math<S>();
+}
+
+/* Columns 16 round .. of all parts, this block's units, as they arrive; `stats` has their
+ * weights. */
 template <class S>
 static __device__ __forceinline__ void merge_parts(const params &p, float2 (*stats)[16],
                                                    const piece &x, const merge_place<S> &at,
                                                    int round)
 {
-    int own = at.own, first = at.first, t = thread(), lane = t % 32;
-    int col = t / 32 * 2 + lane % 2;
+    int own = at.own, first = at.first, t = thread();
     float4 part[BATCH];
+    auto place = [&](int i, int part) {
+        return partial_of<S>(p, slot_of(x, part), round, first + i, t);
+    };
     auto read = [&](int i, int begin) {
+        bool there;
+        do {
+            there = true;
 #pragma unroll
-        for (int k = 0; k < BATCH; k++)
-            part[k] = __ldcg(
-                partial_of<S>(p, slot_of(x, min(begin + k, x.parts - 1)), round, first + i, t));
+            for (int k = 0; k < BATCH; k++)
+                there &= find_4(part[k], place(i, min(begin + k, x.parts - 1)));
+        } while (!there);
     };
 
-    for (int i = lane / 2; i < x.parts; i += 16)
-        stats[i][col] = __ldcg(stats_of<S>(p, slot_of(x, i), at.rank, round) + col);
-    int i = t / GROUP_THREADS ^ round & 1;
-    if (i < own)
-        read(i, 0);
-    float2 ml = weigh(stats, x.parts, true);
-    if (lane < 2 && at.rank == 0)
-        write_lse(p, x, 16 * round + col, ml);
 #pragma unroll 1
-    for (; i < own; i += 2) {
+    for (int i = first_own<S>(round); i < own; i += S::MATH_GROUPS) {
         float v[4] = {};
 #pragma unroll 1
         for (int begin = 0; begin < x.parts; begin += BATCH) {
-            if (begin > 0 || i >= 2)
-                read(i, begin);
+            read(i, begin);
 #pragma unroll
             for (int k = 0; k < BATCH; k++)
-                if (begin + k < x.parts)
+                if (begin + k < x.parts) {
                     add_part(v, part[k], stats[begin + k], (first + i) % 2, t);
+                    __stcg(place(i, begin + k), make_float4(0, 0, 0, 0));
+                }
         }
         turn_unit<S>(at.turned, round * own + i, v, t);
     }
-    named_sync(MATH_BARRIER, MATH_THREADS);
+    sync_math<S>();
 }
 
 /* ---- the end of a piece ---------------------------------------------------------------------- */
@@ -407,8 +515,7 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
     const piece x = in_shared;
     bool whole = x.parts == 1;
 
-    static_assert(S::ROUND_BYTES <= S::STAGE_BYTES &&
-                      MAX_SMS * 16 * sizeof(float2) <= S::STAGE_BYTES,
+    static_assert(S::ROOM_BYTES <= S::STAGE_BYTES && S::STATS_BYTES <= S::STAGE_BYTES,
                   "a stage holds what merging needs");
     if (x.scratch)
         for (int i = 0; i < S::ROOMS; i++) {
@@ -419,291 +526,28 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
         emit_alone<S>(p, s, x, at, st);
     else
         exchange<S>(p, s, tiles, x, at, st);
-    if (!whole && arrived_last<S>(p, s, x, at.rank)) {
+    if (!whole && (p.invariant ? arrived_last<S>(p, s, x, at.rank) : x.part == 0)) {
+        sync_math<S>(); /* what was merged within the cluster has been read */
+        if (early_parts<S>(p, x, at.cluster))
+            named_sync(PARTS_BARRIER, S::MATH + 32);
 #pragma unroll 1
-        for (int r = 0; r < S::ROUNDS; r++)
-            merge_parts<S>(p, (float2(*)[16])s.tiles[tiles.stage], x, at, r);
+        for (int r = 0; r < S::ROUNDS; r++) {
+            float2(*stats)[16] = (float2(*)[16])s.tiles[tiles.stage];
+            if (early_parts<S>(p, x, at.cluster))
+                stats = s.part_stats[S::EARLY_PARTS ? r : 0];
+            else
+                find_weights<S>(p, stats, x, at, r);
+            merge_parts<S>(p, stats, x, at, r);
+        }
         whole = true;
     }
     if (whole)
         write_output<S>(p, x, at);
-    if (x.scratch) {
+    if (S::LEAN || x.scratch) {
         fence_async();
-        for (int i = 0; i < S::ROOMS; i++)
+        for (int i = 0; i < (S::LEAN ? 1 : S::ROOMS); i++)
             release<S>(s, tiles);
     }
-}
-
-/* ---- the kernel ------------------------------------------------------------------------------ */
-
-/* This block's part of a piece. `ahead` is called before the last tile is waited for, `tell` once
- * whole_of() is known. */
-template <class S, class Ahead, class Tell>
-static __device__ __forceinline__ void attend(const params &p, shared<S> &s, const piece &x,
-                                              uint32_t q, ring<S::STAGES> &at, int cluster,
-                                              state<S> &st, Ahead ahead, Tell tell)
-{
-    float d[S::SCORED / 2];
-    constexpr bool EARLY = !S::FP8; /* told before the last values: FP8's loop would be slower */
-    bool told = false;
-    const int begin = x.begin, end = x.end, n_tiles = x.tiles;
-    int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len; /* tokens before it: every row */
-
-#pragma unroll
-    for (int b = 0; b < S::MINE; b++)
-#pragma unroll
-        for (int i = 0; i < S::N / 2; i++)
-            st.o[b][i] = 0;
-#pragma unroll
-    for (int c = 0; c < S::COLUMNS; c++)
-        st.m[c] = -INFINITY, st.l[c] = 0;
-
-#pragma unroll 1
-    for (int i = 0; i < n_tiles; i++) {
-        int token = begin + i * TILE, valid = min(end - token, (int)TILE);
-        uint8_t *tile = s.tiles[at.stage];
-        float scale[S::FP8 ? S::GROUPS : 1][2];
-
-        if (i == n_tiles - 1)
-            ahead();
-        mbar_wait(smem_u32(&s.tile_full[at.stage]), at.phase);
-        if (i == n_tiles - 1)
-            grant<S>(s, at.next(), cluster);
-        if (valid > 0) {
-            if constexpr (S::FP8) {
-                read_scales<S>(scale, tile, valid);
-                half_scores_fp8<S>(d, tile, s, scale);
-            } else {
-                if (valid < TILE)
-                    clear_rows<S>(tile, valid);
-                if constexpr (S::BY_COLUMNS)
-                    column_scores<S>(d, smem_u32(tile), q, p.scale_log2);
-                else
-                    half_scores<S>(d, smem_u32(tile), q);
-            }
-            if constexpr (!S::BY_COLUMNS)
-                add_halves<S>(d, s, i % 2, p.scale_log2);
-            if (valid < TILE || token + TILE > all_see)
-                mask<S>(d, s, token);
-            softmax<S>(d, st, s);
-            if (EARLY && i == n_tiles - 1)
-                sum_columns<S>(s, st);
-            uint8_t *probabilities = s.p[S::BY_COLUMNS ? 0 : group()][0];
-#pragma unroll
-            for (int g = 0; g < S::P_TILES; g++)
-                store_p<S>(d,
-                           smem_u32(probabilities + g * S::N * 128) +
-                               (S::BY_COLUMNS ? group() * S::SCORED * 128 : 0),
-                           S::FP8 ? scale[g][0] * 0x1p60f : 1, S::FP8 ? scale[g][1] * 0x1p60f : 1);
-            if constexpr (!S::FP8)
-                fence_async();
-            if constexpr (S::BY_COLUMNS) {
-                named_sync(MATH_BARRIER, MATH_THREADS);
-                follow_maxima<S>(st, s);
-            } else {
-                sync_group();
-            }
-            if (EARLY && i == n_tiles - 1) {
-                tell();
-                told = true;
-            }
-            if constexpr (S::FP8)
-                values_fp8<S>(st, smem_u32(tile), smem_u32(probabilities));
-            else
-                values<S>(st, smem_u32(tile), smem_u32(probabilities));
-        }
-        release<S>(s, at);
-    }
-    if (n_tiles == 0) {
-        ahead();
-        grant<S>(s, at, cluster);
-    }
-    if (!told) { /* or nothing of the last tile is this block's */
-        sum_columns<S>(s, st);
-        named_sync(MATH_BARRIER, MATH_THREADS);
-        tell();
-    }
-    if constexpr (S::FP8)
-        finish_values<S>(st);
-}
-
-/* The piece at this place, which stays there until the place is released. */
-template <class S>
-static __device__ __forceinline__ const piece &await_piece(shared<S> &s, const ring<WORKS> &works)
-{
-    mbar_wait(smem_u32(&s.work_full[works.stage]), works.phase);
-    return s.work[works.stage];
-}
-
-/* A piece's query rows on their way to L2. */
-template <class S>
-static __device__ __forceinline__ void hint_queries(const params &p, const piece &x)
-{
-    const char *from = (const char *)(p.q + x.out_row * (S::LATENT + S::ROPE));
-    int bytes = x.rows * (S::LATENT + S::ROPE) * 2;
-
-    for (int i = thread() * 128; i < bytes; i += MATH_THREADS * 128)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
-}
-
-/* The query rows of the piece after are asked for, if there is one and room for them. */
-template <class S>
-static __device__ __forceinline__ void look_ahead(const params &p, shared<S> &s,
-                                                  const ring<WORKS> &works, uint8_t *q)
-{
-    const piece &x = await_piece<S>(s, works);
-
-    if (x.rows == 0)
-        return;
-    if constexpr (S::Q_STAGES > 1) {
-        ask_queries<S>(route_queries<S>(p, q, x));
-    } else {
-        hint_queries<S>(p, x);
-    }
-}
-
-template <class S>
-static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> &s, int rank,
-                                                     int cluster)
-{
-    ring<S::STAGES> tiles;
-    ring<WORKS> works;
-    merge_place<S> at = {rank, cluster, first_unit<S>(rank, cluster), 0, 0, NULL};
-    state<S> st;
-
-    at.own = first_unit<S>(rank + 1, cluster) - at.first;
-    if (cluster > 1) /* the others' barriers are there */
-        cluster_wait();
-    int rows = await_piece<S>(s, works).rows;
-    query_route route = route_queries<S>(p, s.q[0], s.work[0]);
-    if (p.settled && rows > 0)
-        hint_queries<S>(p, s.work[0]);
-    /* Nothing of this kernel may be left when the ones before aren't done, so one block waits. */
-    if (rows > 0 || blockIdx.x == 0)
-        launch_wait();
-    if (!S::FP8 && rows > 0)
-        ask_queries<S>(route);
-    arrive_warp(s.asked);
-    if (p.next_late)
-        launch_next();
-#pragma unroll 1
-    for (int n = 0; await_piece<S>(s, works).rows > 0; n++) {
-        const piece &x = s.work[works.stage];
-        uint8_t *q = s.q[n & S::Q_STAGES - 1];
-        find_limits<S>(p, s, x);
-        if constexpr (S::FP8) {
-            store_queries<S>(p, s, x);
-        } else {
-            await_queries();
-        }
-        attend<S>(
-            p, s, x, smem_u32(q), tiles, cluster, st,
-            [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); },
-            [&] {
-                if (cluster > 1)
-                    tell<S>(s, at);
-            });
-        at.turned = q;
-        finish<S>(p, s, x, tiles, at, st);
-        named_sync(MATH_BARRIER, MATH_THREADS); /* what was turned has been read */
-        arrive_warp(s.work_empty[works.stage]);
-        works.advance();
-    }
-}
-
-template <class S> static __device__ void init_barriers(shared<S> &s, int cluster)
-{
-    for (int i = 0; i < S::STAGES; i++) {
-        mbar_init(smem_u32(&s.tile_full[i]), S::FP8 && S::RAW_ROW != S::ROW_BYTES ? 32 : 1);
-        mbar_init(smem_u32(&s.tile_empty[i]), MATH_THREADS / 32);
-    }
-    mbar_init(smem_u32(&s.asked), MATH_THREADS / 32);
-    for (int i = 0; i < WORKS; i++) {
-        mbar_init(smem_u32(&s.work_full[i]), 1);
-        mbar_init(smem_u32(&s.work_empty[i]), MATH_THREADS / 32);
-    }
-    mbar_init(smem_u32(&s.granted), cluster);
-    mbar_init(smem_u32(&s.heard), 1);
-    mbar_init(smem_u32(&s.received), 1);
-    mbar_init_fence();
-}
-
-/* Each line of the parameters by a warp of its own: the one that plans would wait for one after the
- * other. */
-static __device__ __forceinline__ void touch_params(const params &p)
-{
-    switch (threadIdx.x / 32) {
-    case 1:
-        asm volatile("" ::"r"(p.stream_pages), "r"(p.seqs.n_seqs), "l"(p.seqs.q_starts));
-        break;
-    case 2:
-        asm volatile("" ::"l"(p.seqs.block_tables), "l"(p.seqs.table_starts), "l"(p.pages));
-        break;
-    case 3:
-        asm volatile("" ::"l"(p.q), "l"(p.out), "r"(p.heads), "r"(p.causal));
-        break;
-    case 4:
-        asm volatile("" ::"r"(p.workers), "l"(p.counters), "l"(p.partials));
-        break;
-    }
-}
-
-template <class S>
-__global__ void __launch_bounds__(S::THREADS, 1) decode(const __grid_constant__ params p)
-{
-    extern __shared__ __align__(1024) uint8_t memory[]; /* begins where the window does: aligned */
-    shared<S> &s = *(shared<S> *)memory;
-    int rank = (int)cluster_rank(), cluster = (int)cluster_size();
-
-    if (!p.next_late)
-        launch_next();
-    if (threadIdx.x >= MATH_THREADS) {
-        if (cluster > 1) /* says nothing: the barriers are thread 0's */
-            cluster_arrive_relaxed();
-        if constexpr (S::UNEVEN)
-            registers_lower<104>();
-        if (threadIdx.x < MATH_THREADS + 32)
-            bring_cache<S>(p, s, rank, cluster);
-        if (cluster > 1)
-            cluster_wait();
-    } else {
-        touch_params(p);
-        if (threadIdx.x == 0) {
-            init_barriers<S>(s, cluster);
-            if (!S::FP8)
-                tma_prefetch_map(p.ragged ? &p.half : &p.page);
-            if (smem_u32(memory) % 1024 != 0)
-                __trap();
-        }
-        __syncwarp();
-        if (cluster > 1)
-            cluster_arrive_relaxed();
-        make_routes<S>(s, rank, cluster);
-        named_arrive(READY_BARRIER, MATH_THREADS + 32);
-        named_sync(MATH_BARRIER, MATH_THREADS);
-        if constexpr (S::UNEVEN)
-            registers_raise<200>();
-        decode_pieces<S>(p, s, rank, cluster);
-    }
-}
-
-template <int N, int LATENT, int ROPE, int FORMAT> static variant make_variant()
-{
-    typedef shape<N, LATENT, ROPE, FORMAT> S;
-    static_assert(sizeof(shared<S>) <= 232448, "shared memory of a block");
-
-    return {decode<S>, S::THREADS, sizeof(shared<S>)};
-}
-
-template <int N, int FORMAT> static variant find(int latent_dim, int rope_dim)
-{
-    if (latent_dim == 512 && rope_dim == 64)
-        return make_variant<N, 512, 64, FORMAT>();
-    if (latent_dim == 256 && rope_dim == 64)
-        return make_variant<N, 256, 64, FORMAT>();
-    if (latent_dim == 256 && rope_dim == 32)
-        return make_variant<N, 256, 32, FORMAT>();
-    return {};
 }
 
 } // namespace mla_few

@@ -205,12 +205,15 @@ __device__ int plan<N>::cost(const params &p, int n, int pages, int parts, bool 
 template <int N>
 __device__ void plan<N>::choose_workers(const params &p, int pages, int items, bool alike)
 {
-    workers = max(min(p.workers, max(items, quotient(pages, cluster * p.least_pages))), 1);
+    workers = max(min(p.workers, max(items, quotient(pages, cluster))), 1);
     if (!alike || items == 0)
         return;
     int rounds = quotient(items + workers - 1, workers), even = 0;
     if (rounds == 1) {
-        int parts = quotient(workers, items);
+        /* No more parts than it takes for a block to have as few whole pages. */
+        int parts = quotient(workers, items), blocks = items * cluster;
+        int most = quotient(pages + blocks * parts - 1, blocks * parts);
+        parts = quotient(pages + blocks * most - 1, blocks * most);
         even = parts * items;
         if (cost(p, even, pages, parts, true) > cost(p, workers, pages, 2, even == workers))
             even = 0;
@@ -247,7 +250,7 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
         /* Sequences alike would give this worker these: read now, what find_start() asks for. */
         int even = n <= p.workers ? quotient(p.workers, n) * n
                                   : quotient(n, quotient(n + p.workers - 1, p.workers));
-        int likely = min(quotient(min(worker, even) * n, even), n - 1);
+        int likely = quotient(max(even - 1 - worker, 0) * n, even);
         load(p, quotient(likely, per_lane) * per_lane);
         int queries[KEPT], tokens[KEPT];
 #pragma unroll
@@ -278,7 +281,8 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
     stream = all_pages <= p.stream_pages;
     choose_workers(p, all_pages, items, (least - 1) >> unit == (most - 1) >> unit);
     lo = hi = 0;
-    if (worker < workers)
+    worker = workers - 1 - worker; /* who waits for others waits for blocks that came before it */
+    if (worker >= 0)
         lo = bound(worker), hi = bound(worker + 1);
     if (lo < hi)
         find_start(p, per_lane, tiles, span);

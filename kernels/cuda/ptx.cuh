@@ -160,6 +160,19 @@ __device__ __forceinline__ void named_sync(int id, int threads)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* The same; whether any of the threads came with `here`. */
+__device__ __forceinline__ bool named_any(int id, int threads, bool here)
+{
+    uint32_t any;
+
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n"
+                 "barrier.cta.red.or.pred p, %1, %2, p;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(any)
+                 : "r"(id), "r"(threads), "r"((uint32_t)here)
+                 : "memory");
+    return any;
+}
+
 /* Arrives there without waiting. */
 __device__ __forceinline__ void named_arrive(int id, int threads)
 {

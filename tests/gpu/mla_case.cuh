@@ -27,6 +27,7 @@ struct mla_case {
     bool varlen; /* kv_len per sequence anywhere in 1 .. kv_len, some 0; q_len 0 .. q_len */
     bool causal, fp8, invariant;
     int latent, rope; /* 0: 512, 64 */
+    float steep = 0; /* what scores are multiplied by; 0: 1 */
 };
 
 static inline uint64_t mix(uint64_t x)
@@ -240,7 +241,7 @@ struct mla_setup {
         args.seqs.table_stride = (int32_t)tables.size();
         args.q = q, args.out = out, args.lse = lse;
         args.heads = c.heads;
-        args.softmax_scale = 0.07216878f; /* 192^-0.5 */
+        args.softmax_scale = 0.07216878f * (c.steep > 0 ? c.steep : 1); /* 192^-0.5 */
         args.causal = c.causal;
         args.batch_invariant = c.invariant;
         args.workspace_bytes = mla_decode_workspace(c.batch, (int)query_rows, c.heads, latent);

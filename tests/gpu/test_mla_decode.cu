@@ -24,7 +24,15 @@ static int decode(const struct mla_decode_args *args, cudaStream_t stream)
 /* The kernel for few query rows, with clusters of C blocks; 0: as it chooses. */
 template <int C> static int decode_few(const struct mla_decode_args *args, cudaStream_t stream)
 {
-    return mla_few::launch(args, C, stream);
+    return mla_few::launch(args, C, mla_few::FULL, stream);
+}
+
+/* Its form of half a multiprocessor; another one where there is no such form. */
+template <int C> static int decode_lean(const struct mla_decode_args *args, cudaStream_t stream)
+{
+    int status = mla_few::launch(args, C, mla_few::LEAN, stream);
+
+    return status == MLA_UNSUPPORTED ? mla_few::launch(args, C, mla_few::AS_SUITS, stream) : status;
 }
 
 /* Element by element within 8e-4 absolute or 2.01/128 relative, cosine distance below 5e-6; lse
@@ -241,14 +249,31 @@ static void check_cluster(const char *kernel, launch_fn launch, int cluster, boo
 static void check_clusters(bool quick, uint64_t seed)
 {
     static const struct {
-        launch_fn launch;
+        launch_fn launch, lean;
         int cluster;
-    } kernels[] = {{decode_few<0>, 0}, {decode_few<1>, 1},  {decode_few<2>, 2},
-                   {decode_few<3>, 3}, {decode_few<4>, 4},  {decode_few<6>, 6},
-                   {decode_few<8>, 8}, {decode_few<16>, 16}};
+    } kernels[] = {{decode_few<0>, decode_lean<0>, 0}, {decode_few<1>, decode_lean<1>, 1},
+                   {decode_few<2>, decode_lean<2>, 2}, {decode_few<3>, decode_lean<3>, 3},
+                   {decode_few<4>, decode_lean<4>, 4}, {decode_few<6>, decode_lean<6>, 6},
+                   {decode_few<8>, decode_lean<8>, 8}, {decode_few<16>, decode_lean<16>, 16}};
 
-    for (auto &k : kernels)
+    for (auto &k : kernels) {
         check_cluster("few", k.launch, k.cluster, quick, seed += 1000);
+        check_cluster("lean", k.lean, k.cluster, quick, seed += 1000);
+    }
+}
+
+/* Maxima that rise by much from page to page, so that references which lag behind must follow. */
+static void check_steep(const char *kernel, launch_fn launch, bool wide, uint64_t seed)
+{
+    for (int fp8 = 0; fp8 < 2 - wide; fp8++)
+        for (int heads : {5, 16, 32, 64, 128})
+            if (wide == (heads > 32))
+                for (float steep : {3.0f, 10.0f, 40.0f}) {
+                    check(kernel, launch,
+                          {1, 1, 8192, heads, false, true, (bool)fp8, false, 0, 0, steep}, seed++);
+                    check(kernel, launch,
+                          {40, 2, 1500, heads, true, true, (bool)fp8, false, 0, 0, steep}, seed++);
+                }
 }
 
 static void check_settled_cases(const char *kernel, launch_fn launch, bool wide, uint64_t seed)
@@ -313,6 +338,10 @@ static void check_race(uint64_t seed)
         for (int heads : {16, 32})
             check("few", decode_few<1>, {2, 1, 130, heads, true, true, (bool)fp8, false, 0, 0},
                   seed++);
+    check("lean", decode_lean<1>, {2, 1, 130, 16, true, true, false, false, 0, 0}, seed++);
+    for (int fp8 = 0; fp8 < 2; fp8++)
+        check("few", decode_few<1>, {1, 1, 260, 32, false, true, (bool)fp8, false, 0, 0, 40},
+              seed++);
     check("decode", decode, {1, 1, 200, 64, false, true, false, false, 0, 0}, seed++);
 }
 
@@ -334,8 +363,12 @@ int main(int argc, char **argv)
             for (int h : {5, 16, 32})
                 check_invariant("few", decode_few<0>, fp8, h, q);
         }
-    if (!quick)
+    if (!quick) {
         check_settled_cases("few", decode_few<0>, false, seed += 1000);
+        check_settled_cases("lean", decode_lean<0>, false, seed + 500);
+        check_steep("few", decode_few<0>, false, seed + 250);
+        check_steep("lean", decode_lean<0>, false, seed + 750);
+    }
     if (few)
         goto out;
     for (int fp8 = 0; fp8 < 2; fp8++) {
@@ -380,6 +413,7 @@ int main(int argc, char **argv)
     check("decode", decode, {300, 1, 300, 16, true, true, false, false, 0, 0}, seed++);
     check("decode", decode, {3, 100, 2000, 16, true, true, false, false, 0, 0}, seed++);
     check_settled_cases("decode", decode, true, seed += 1000);
+    check_steep("decode", decode, true, seed + 700);
     for (int h : {16, 64, 128})
         check_graph(h);
 out:
