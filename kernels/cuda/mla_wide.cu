@@ -25,7 +25,7 @@ size_t mla_wide_workspace(int sms, int32_t latent_dim)
     if (latent_dim != LATENT)
         return 0;
     size_t bytes =
-        partial_rows(sms) * (LATENT + 2) * sizeof(float) + (size_t)sms * 3 * sizeof(uint32_t);
+        partial_rows(sms) * (LATENT * 2 + 2 * sizeof(float)) + (size_t)sms * 3 * sizeof(uint32_t);
 
     return (bytes + 255) / 256 * 256;
 }
@@ -99,8 +99,8 @@ int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
     p.lane_parts_inverse = inverse_of(p.lane_parts);
     p.invariant = a->batch_invariant;
     p.settled = a->settled;
-    p.partial_o = (float *)a->workspace;
-    p.partial_ml = p.partial_o + partial_rows(device->sms) * LATENT;
+    p.partial_o = (uint4 *)a->workspace;
+    p.partial_ml = (float *)(p.partial_o + partial_rows(device->sms) * LATENT / 8);
     p.flags = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);
     p.left = p.flags + 2 * device->sms;
     return cluster == 2 ? launch<2>(p, stream) : launch<1>(p, stream);

@@ -148,16 +148,25 @@ static __device__ __forceinline__ int settled_pages(int kv_len, int q_len, int f
 static __device__ __forceinline__ void load_queries(const params &p, shared &sm, int row,
                                                     uint32_t phase, uint32_t n_pages)
 {
-    uint32_t full = smem_u32(&sm.q_full);
+    auto load = [&](int b, uint8_t *to) {
+        tma_load_2d(smem_u32(to), &p.q, smem_u32(&sm.q_full[query_part(b)]), 64 * b, row,
+                    TMA_EVICT_NORMAL);
+    };
 
     mbar_wait(smem_u32(&sm.q_empty), phase ^ 1);
     if (threadIdx.x % 32 == 0) {
-        mbar_arrive_expect(full, 9 * BOX);
-        for (int b = 0; b < 8; b++)
-            tma_load_2d(smem_u32(sm.q[b]), &p.q, full, 64 * b, row, TMA_EVICT_NORMAL);
-        if (n_pages > 1)
+        mbar_arrive_expect(smem_u32(&sm.q_full[0]), 3 * BOX);
+        mbar_arrive_expect(smem_u32(&sm.q_full[1]), 2 * BOX);
+        mbar_arrive_expect(smem_u32(&sm.q_full[2]), 4 * BOX);
+        if (n_pages <= 1)
+            load(8, sm.p[1]);
+#pragma unroll
+        for (int b : {0, 1, 4, 5, 2, 3, 6, 7})
+            load(b, sm.q[b]);
+        if (n_pages > 1) {
             mbar_wait(smem_u32(&sm.p_empty[1]), (n_pages / 2 & 1) ^ 1);
-        tma_load_2d(smem_u32(sm.p[1]), &p.q, full, LATENT, row, TMA_EVICT_NORMAL);
+            load(8, sm.p[1]);
+        }
     }
     __syncwarp();
 }
@@ -188,21 +197,16 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
         const share &sh = c.sh;
         const int32_t *table = c.from.table + sh.first;
         int n = sh.last - sh.first, ids = page_ids(table, 0, n);
-        work w = {sh.first,
-                  sh.last,
-                  sh.index,
-                  sh.n,
-                  sh.mergers,
-                  sh.merger,
-                  c.how.kind == plan::EVEN,
-                  c.at.lane * c.at.count + c.at.index - sh.index,
-                  u.kv_len,
-                  u.q_len,
-                  u.group * CLUSTER * ROWS,
-                  u.q_len * p.heads,
-                  (int64_t)c.from.q * p.heads,
-                  table};
-        hand_over(sm, n_works++, w);
+        int tile = (u.group * CLUSTER + (int)rank) * ROWS;
+        pending d = {sh.n,
+                     sh.index,
+                     sh.mergers,
+                     sh.merger,
+                     c.how.kind == plan::EVEN,
+                     c.at.lane * c.at.count + c.at.index - sh.index,
+                     (int64_t)c.from.q * p.heads + tile,
+                     min(max(u.q_len * p.heads - tile, 0), (int)ROWS)};
+        hand_over(sm, n_works++, {d, sh.first, sh.last, u.kv_len, u.q_len, tile, table});
         load_pages<CLUSTER>(p, sm, table, n, settled_pages(u.kv_len, u.q_len, sh.first), ids,
                             n_pages, waited, rank, 0);
         c.more = unit_next<CLUSTER>(p, c.u, c.at.lane);
@@ -227,7 +231,8 @@ static __device__ __forceinline__ void produce_pages(const params &p, shared &sm
         mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
         const work &w = sm.works[i % WORKS];
         const int32_t *table = w.table;
-        int parts = w.n, n = w.last - w.first, settled = settled_pages(w.kv_len, w.q_len, w.first);
+        int parts = w.d.n, n = w.last - w.first,
+            settled = settled_pages(w.kv_len, w.q_len, w.first);
         arrive_warp(&sm.work_empty[i % WORKS]);
         if (parts == 0)
             break;
@@ -246,14 +251,14 @@ static __device__ __forceinline__ void prefetch_queries(const params &p, int row
 }
 
 /* The warp that brings the units' queries. */
-static __device__ __forceinline__ void produce_queries(const params &p, shared &sm, uint32_t rank)
+static __device__ __forceinline__ void produce_queries(const params &p, shared &sm)
 {
     uint32_t phase = 0, all_pages = 0;
 
     for (int i = 0;; i++) {
         mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
         const work &w = sm.works[i % WORKS];
-        int n = w.n, n_pages = w.last - w.first, row = (int)w.at + w.row + (int)rank * ROWS;
+        int n = w.d.n, n_pages = w.last - w.first, row = (int)w.d.row;
         arrive_warp(&sm.work_empty[i % WORKS]);
         if (n == 0)
             break;
@@ -291,15 +296,23 @@ static __device__ __forceinline__ uint64_t desc_v(const void *box)
     return wgmma_desc(smem_u32(box), BOX, 1024, SWIZZLE_128);
 }
 
-/* s (64 x 64) = Q K^T of the page in slot; queued, not waited for. */
+/* Box groups FROM .. TO - 1 of s (64 x 64) = Q K^T of the page in slot; queued, not waited for.
+ * `first` of its unit: the queries are still coming, of q_phase. */
+template <int CLUSTER, int FROM, int TO>
 static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, shared &sm, int slot,
-                                              uint32_t phase)
+                                              uint32_t phase, bool there, bool first,
+                                              uint32_t q_phase)
 {
     uint64_t q = desc_k(sm.q[0]), k = desc_k(sm.kv[slot][0]);
 
+    asm volatile("" : "+l"(q), "+l"(k)); /* else all copies' descriptors are kept, and spilled */
 #pragma unroll
-    for (int g = 0; g < GROUPS; g++) {
-        mbar_wait(smem_u32(&sm.kv_full[slot][g]), phase);
+    for (int g = FROM; g < TO; g++) {
+        if (there)
+            mbar_wait(smem_u32(&sm.kv_full[slot][g]), phase);
+        /* With clusters all of them were waited for: products bind, and a look costs time. */
+        if (CLUSTER == 1 && first && g != ROPE && g != group_of(1, 1))
+            mbar_wait(smem_u32(&sm.q_full[query_part(group_box(g))]), q_phase);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -311,6 +324,18 @@ static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, s
         }
     }
     wgmma_commit();
+}
+
+/* The first group of the page after those so far. Also where there is none, of what the slot has,
+ * and then not used: products that are under way across a branch would be waited for before it. */
+template <int CLUSTER, int SLOT>
+static __device__ __forceinline__ void begin_scores(float (&s)[32], const scorer &t, shared &sm,
+                                                    bool there)
+{
+#pragma unroll
+    for (int i = 0; i < 32; i++) /* what they were is not kept */
+        asm volatile("" : "=f"(s[i]));
+    scores<CLUSTER, 0, 1>(s, t, sm, SLOT, t.n_pages / 2 % 2, there, false, 0);
 }
 
 /* Moves references of rows up to their largest score where that has outgrown them; a row's own
@@ -360,9 +385,11 @@ static __device__ __forceinline__ void exponentials(const float (&s)[32], uint32
 
 /* Scores become probabilities. Updates references and sums. The references nearly always stay what
  * they are, so that nothing waits for maxima: whether a score has outgrown them shows in a thread's
- * sum, and then it is done again. limit[r]: tokens of this page that row r sees. */
+ * sum, and then it is done again; `first` of its unit: there are none yet. limit[r]: tokens of this
+ * page that row r sees. */
 static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16], scorer &t,
-                                               float scale_log2, bool mask, const int (&limit)[2])
+                                               float scale_log2, bool first, bool mask,
+                                               const int (&limit)[2])
 {
     int column = threadIdx.x % 4 * 2;
     float sum[2];
@@ -373,12 +400,16 @@ static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16
             if (i / 4 * 8 + i % 2 >= limit[i / 2 % 2] - column)
                 s[i] = -INFINITY;
     }
-    exponentials(s, pr, sum, t, scale_log2);
-    bool outgrown[2] = {sum[0] > MOST_SUM || t.m[0] == -INFINITY,
-                        sum[1] > MOST_SUM || t.m[1] == -INFINITY};
-    if (__any_sync(~0u, outgrown[0] || outgrown[1])) {
-        raise_references(s, t, scale_log2, outgrown);
+    bool outgrown[2] = {true, true};
+#pragma unroll 1
+    for (bool again = first;; again = true) {
+        if (again)
+            raise_references(s, t, scale_log2, outgrown);
         exponentials(s, pr, sum, t, scale_log2);
+        outgrown[0] = sum[0] > MOST_SUM || t.m[0] == -INFINITY;
+        outgrown[1] = sum[1] > MOST_SUM || t.m[1] == -INFINITY;
+        if (again || !__any_sync(~0u, outgrown[0] || outgrown[1]))
+            break;
     }
     t.l[0] += sum[0];
     t.l[1] += sum[1];
@@ -443,16 +474,17 @@ static __device__ __forceinline__ void publish(shared &sm, const scorer &t,
         mbar_arrive(smem_u32(&sm.p_full[slot]));
 }
 
-/* One page: its scores, and its probabilities to the values' warpgroups. */
+/* One page, whose scores have been begun: the rest of them, and its probabilities to the values'
+ * warpgroups. */
 template <int CLUSTER, int SLOT>
 static __device__ __forceinline__ void score_page(const params &p, shared &sm, scorer &t, int page,
-                                                  bool last)
+                                                  bool first, bool last, uint32_t q_phase,
+                                                  float (&s)[32])
 {
     const int limit[2] = {t.limit[0] - page * PAGE, t.limit[1] - page * PAGE};
     uint32_t phase = t.n_pages / 2 % 2, pr[16];
-    float s[32];
 
-    scores(s, t, sm, SLOT, phase);
+    scores<CLUSTER, 1, GROUPS>(s, t, sm, SLOT, phase, true, first, q_phase);
     wgmma_wait<0>();
     wgmma_hold(s);
     release_boxes<CLUSTER>(sm, SLOT, ROPE);
@@ -460,7 +492,7 @@ static __device__ __forceinline__ void score_page(const params &p, shared &sm, s
         arrive_warp(&sm.s_done[SLOT]);
     if (early_queries<CLUSTER>() && last)
         arrive_warp(&sm.q_empty);
-    softmax(s, pr, t, p.scale_log2, page >= t.mask_from, limit);
+    softmax(s, pr, t, p.scale_log2, first, page >= t.mask_from, limit);
     publish(sm, t, pr, SLOT, phase);
     t.n_pages++;
 }
@@ -483,9 +515,38 @@ static __device__ __forceinline__ void hand_sums(shared &sm, const scorer &t, in
         mbar_arrive(smem_u32(&sm.l_full[parity]));
 }
 
-/* The scores' warpgroup through the block's units. */
+/* Pages first .. last - 1. The next page's first products are queued as soon as a page's
+ * probabilities are handed over, before anything else is done, and sums take turns with the slots,
+ * so that the tensor cores have them early. */
 template <int CLUSTER>
-static __device__ __forceinline__ void score(const params &p, shared &sm, uint32_t rank)
+static __device__ __forceinline__ void score_pages(const params &p, shared &sm, scorer &t,
+                                                   int first, int last, uint32_t q_phase)
+{
+    int page = first;
+    float s[2][32];
+
+    if (t.n_pages % 2 == 1) {
+        begin_scores<CLUSTER, 1>(s[1], t, sm, true);
+        score_page<CLUSTER, 1>(p, sm, t, page, true, page + 1 == last, q_phase, s[1]);
+        if (++page == last)
+            return;
+    }
+    begin_scores<CLUSTER, 0>(s[0], t, sm, true);
+    for (;;) {
+        score_page<CLUSTER, 0>(p, sm, t, page, page == first, page + 1 == last, q_phase, s[0]);
+        begin_scores<CLUSTER, 1>(s[1], t, sm, page + 1 < last);
+        if (++page == last)
+            break;
+        score_page<CLUSTER, 1>(p, sm, t, page, false, page + 1 == last, q_phase, s[1]);
+        begin_scores<CLUSTER, 0>(s[0], t, sm, page + 1 < last);
+        if (++page == last)
+            break;
+    }
+    wgmma_wait<0>();
+}
+
+/* The scores' warpgroup through the block's units. */
+template <int CLUSTER> static __device__ __forceinline__ void score(const params &p, shared &sm)
 {
     int n_units = 0;
     scorer t;
@@ -496,26 +557,21 @@ static __device__ __forceinline__ void score(const params &p, shared &sm, uint32
         mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
         const work w = sm.works[i % WORKS];
         arrive_warp(&sm.work_empty[i % WORKS]);
-        if (w.n == 0)
+        if (w.d.n == 0)
             break;
         if (w.first == w.last)
             continue;
-        int tile_row = w.row + (int)rank * ROWS;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            t.limit[r] = row_limit(p, w, tile_row + t.row + 8 * r);
+            t.limit[r] = row_limit(p, w, w.tile + t.row + 8 * r);
             t.m[r] = -INFINITY;
             t.l[r] = 0;
         }
-        t.mask_from = max(row_limit(p, w, tile_row), 0) / PAGE;
-        mbar_wait(smem_u32(&sm.q_full), n_units % 2);
+        t.mask_from = max(row_limit(p, w, w.tile), 0) / PAGE;
+        for (int part = 0; part < (CLUSTER > 1 ? 3 : 1); part++)
+            mbar_wait(smem_u32(&sm.q_full[part]), n_units % 2);
         read_rope(sm, t);
-        for (int page = w.first; page < w.last; page++) {
-            if (t.n_pages % 2 == 0)
-                score_page<CLUSTER, 0>(p, sm, t, page, page + 1 == w.last);
-            else
-                score_page<CLUSTER, 1>(p, sm, t, page, page + 1 == w.last);
-        }
+        score_pages<CLUSTER>(p, sm, t, w.first, w.last, n_units % 2);
         if (!early_queries<CLUSTER>())
             arrive_warp(&sm.q_empty);
         hand_sums(sm, t, n_units++);
@@ -539,8 +595,14 @@ static __device__ __forceinline__ void values(math &t, shared &sm, int slot, int
 /* Brings the thread's sums to the references `m`. */
 static __device__ __forceinline__ void rescale(math &t, const float (&m)[2])
 {
-    bool changed = m[0] != t.m[0] || m[1] != t.m[1];
+    bool changed = false;
 
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        if (t.m[r] == -INFINITY) /* nothing yet */
+            t.m[r] = m[r];
+        else
+            changed = changed || m[r] != t.m[r];
     if (!__any_sync(~0u, changed))
         return;
 #pragma unroll
@@ -610,21 +672,19 @@ template <int CLUSTER>
 static __device__ __forceinline__ void finish(const params &p, shared &sm, math &t, const work &w,
                                               uint32_t rank, int half, int &n_units, int &n_pending)
 {
-    int tile_row = w.row + (int)rank * ROWS;
-    const pending d = {w.n,    w.index, w.mergers,       w.merger,
-                       w.only, w.slot,  w.at + tile_row, min(max(w.rows - tile_row, 0), (int)ROWS)};
-    bool here = !w.only && w.n <= FEW; /* the first part merges */
-    bool merges = w.n == 1 || (here && w.index == 0);
+    const pending &d = w.d;            /* stays in shared memory: registers are for the sums */
+    bool here = !d.only && d.n <= FEW; /* the first part merges */
+    bool merges = d.n == 1 || (here && d.index == 0);
 
     if (w.first == w.last) {
-        if (w.n == 1)
+        if (d.n == 1)
             write_nothing(p, d);
     } else {
         constexpr bool early = early_queries<CLUSTER>();
         int slot = (t.n_pages + 1) % 2; /* of the last page */
         float l[2];
         take_sums(sm, t, l, n_units++);
-        if (merges && w.n > 1)
+        if (merges && d.n > 1)
             merge_here<CLUSTER>(p, t, l, d, rank);
         if (merges && early)
             named_sync(2 + half, 128); /* all have multiplied what is there */
@@ -639,7 +699,7 @@ static __device__ __forceinline__ void finish(const params &p, shared &sm, math 
         if (!early)
             arrive_warp(&sm.q_empty);
     }
-    if (w.n > 1 && !here && w.merger >= 0) {
+    if (d.n > 1 && !here && d.merger >= 0) {
         if (threadIdx.x == 0)
             sm.merges[n_pending] = d;
         n_pending++;
@@ -657,8 +717,8 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, uint
     t.n_pages = 0;
     for (int i = 0;; i++) {
         mbar_wait(smem_u32(&sm.work_full[i % WORKS]), i / WORKS & 1);
-        const work &w = sm.works[i % WORKS]; /* stays there: registers are for the sums */
-        if (w.n == 0)
+        const work &w = sm.works[i % WORKS];
+        if (w.d.n == 0)
             break;
         int end = w.last, kv_len = w.kv_len;
         t.m[0] = t.m[1] = -INFINITY;
@@ -701,7 +761,7 @@ template <int CLUSTER> static __device__ __forceinline__ void init_barriers(shar
                        : i < before(offsetof(shared, p_empty))    ? ROWS / 2
                        : i < before(offsetof(shared, work_empty)) ? MATH_THREADS
                                                                   : MATH_THREADS / 32 + 4 + LOADERS;
-        mbar_init(smem_u32(&sm.q_full + i), arrivals);
+        mbar_init(smem_u32(sm.q_full + i), arrivals);
     }
     mbar_init_fence();
 }
@@ -737,13 +797,13 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
     } else if (warp < 12) {
         registers_raise<128>();
         launch_wait();
-        score<CLUSTER>(p, sm, rank);
+        score<CLUSTER>(p, sm);
     } else {
         registers_lower<48>();
         if (warp == 12) {
             produce<CLUSTER>(p, sm, rank);
         } else if (warp == 13)
-            produce_queries(p, sm, rank);
+            produce_queries(p, sm);
         else
             produce_pages<CLUSTER>(p, sm, rank, warp - 13);
     }

@@ -78,17 +78,20 @@ enum {
 };
 
 /* Cycles that plans are compared by, fitted to measured numbers of pieces (README.md): a block's
- * page; what each block that has pages takes of memory's time for one; for each part of the unit
- * and of all units; what is won where other blocks than those with pages merge; a LINE's uneven
- * ends. */
+ * page; what each block that has pages adds to one; for merging at all and for each part of the
+ * unit, times CLUSTER; what is won, times its square, where other blocks than those with pages
+ * merge, so that these can begin with the next call's; a LINE's uneven ends. FULL: where all blocks
+ * have work for long, between whole units and a LINE. */
 enum {
-    PAGE_CYCLES = 3400,
-    PAGE_SHARE = 42,
-    MERGE_CYCLES = 6000,
-    UNIT_PART_CYCLES = 220,
-    PART_CYCLES = 70,
-    APART_CYCLES = 4000,
-    LINE_CYCLES = 10000
+    PAGE_CYCLES = 1900,
+    PAGE_SHARE = 20,
+    MERGE_CYCLES = 1500,
+    PART_CYCLES = 40,
+    APART_CYCLES = 1000,
+    LINE_CYCLES = 6000,
+    FULL_PAGE_CYCLES = 3400,
+    FULL_PAGE_SHARE = 42,
+    FULL_LINE_CYCLES = 26000
 };
 
 /* Whether there are as many blocks without pages as with them, which then merge. */
@@ -103,8 +106,8 @@ static __device__ __forceinline__ int plan_cycles(int pages, int pieces, int par
 {
     int merge = pieces == 1
                     ? 0
-                    : MERGE_CYCLES + CLUSTER * (pieces * UNIT_PART_CYCLES + parts * PART_CYCLES) -
-                          (merges_apart(pieces, group) ? APART_CYCLES : 0);
+                    : CLUSTER * (MERGE_CYCLES + pieces * PART_CYCLES) -
+                          (merges_apart(pieces, group) ? CLUSTER * CLUSTER * APART_CYCLES : 0);
 
     return (min(pages, 1 << 14) * max((int)PAGE_CYCLES, PAGE_SHARE * parts) + merge) / 16;
 }
@@ -119,17 +122,17 @@ static __device__ __forceinline__ plan make_plan(const params &p, int parts, int
     int size = max(inverse_product(all.cost + parts - 1, p.lane_parts_inverse), 1);
     bool even = (int64_t)units * all.most <= all.cost + all.cost / 16;
 
-    uint32_t line = plan_cycles<CLUSTER>(size, group + 2, parts, 0) + LINE_CYCLES / 16;
     /* Whole units leave blocks idle at the end, which costs nothing where memory binds. */
-    uint32_t whole = max(min(per_part * all.most, 1 << 14) * PAGE_CYCLES,
-                         min(size, 1 << 14) * PAGE_SHARE * parts) /
-                     16;
-    if (even && (p.invariant || (group <= 1 && whole <= line)))
+    int memory = min(size, 1 << 14) * FULL_PAGE_SHARE * parts;
+    int whole = max(min(per_part * all.most, 1 << 14) * FULL_PAGE_CYCLES, memory);
+    int full = max(min(size, 1 << 14) * FULL_PAGE_CYCLES, memory) + FULL_LINE_CYCLES;
+    if (even && (p.invariant || (group <= 1 && whole <= full)))
         return {plan::WHOLE, per_part, 1, 0, 0, 0};
     if (p.invariant || group == 0)
         return {plan::LINE, size, 1, 0, 0, 0};
     /* Cycles / 16, and below them the number of pieces; 0: a LINE. */
-    uint32_t best = line << 8;
+    uint32_t best = (plan_cycles<CLUSTER>(size, group + 2, parts, 0) + (uint32_t)LINE_CYCLES / 16)
+                    << 8;
     int limit = min(min(group, most), (int)MOST_PIECES);
 #pragma unroll 1
     for (int first = 1; first <= limit; first += 32) {
@@ -253,24 +256,29 @@ static __device__ __forceinline__ bool lengths_stand(const params &p, int2 *seen
     return __all_sync(~0u, same);
 }
 
+/* Blocks that merge a unit of n parts, of `most` that could. Whole fours have pieces of the same 16
+ * rows alone. */
+static __device__ __forceinline__ int mergers_of(int n, int most)
+{
+    int mergers = min(most, min(HELP * n, (int)MOST_MERGERS));
+
+    return mergers < 4 ? mergers : mergers / 4 * 4;
+}
+
 static __device__ __forceinline__ share even_share(const plan &how, const unit &u)
 {
     int n = max(min(how.size, u.pages), 1), index = how.index;
+    bool apart = how.apart && n > 1 && n < how.group;
+    int mergers = n <= 2 && !apart ? n : mergers_of(n, apart ? how.group - n : how.group);
+    int merger = apart ? index - n : index;
 
-    if (index >= n) { /* blocks that would have nothing to do help */
-        if (how.apart && n > 1) {
-            int mergers = min(how.group - n, HELP * n), merger = index - n;
-            return {0, 0, index, merger < mergers ? n : 0, mergers, merger};
-        }
-        int mergers = n <= 2 ? n : max(n, min(min(how.group, HELP * n), (int)MOST_PIECES));
-        return {0, 0, index, index < mergers ? n : 0, mergers, index};
-    }
+    if (merger >= mergers)
+        merger = -1;
+    if (index >= n) /* blocks that would have nothing to do help */
+        return {0, 0, index, merger >= 0 ? n : 0, mergers, merger};
     int each = u.pages / n, longer = u.pages - each * n; /* so many have a page more */
     int first = index * each + min(index, longer), last = first + each + (index < longer);
-    if (how.apart && n > 1 && n < how.group)
-        return {first, last, index, n, min(how.group - n, HELP * n), -1};
-    int mergers = n <= 2 ? n : max(n, min(min(how.group, HELP * n), (int)MOST_PIECES));
-    return {first, last, index, n, mergers, index};
+    return {first, last, index, n, mergers, max(merger, -1)};
 }
 
 static __device__ __forceinline__ share unit_share(const params &p, const plan &how, const unit &u,
@@ -291,7 +299,8 @@ static __device__ __forceinline__ share unit_share(const params &p, const plan &
     int first = min(max(part * size - line, 0), u.pages);
     int last = min(max((part + 1) * size - line, 0), u.pages), first_part = line / size;
     int n = first < last ? (line + u.pages - 1) / size - first_part + 1 : 0;
-    return {first, last, part - first_part, n, n, part - first_part};
+    int index = part - first_part, mergers = min(n, (int)MOST_MERGERS);
+    return {first, last, index, n, mergers, index < mergers ? index : -1};
 }
 
 static __device__ __forceinline__ starts read_starts(const params &p, int seq)

@@ -16,15 +16,17 @@ enum {
     PAGE = MLA_PAGE_TOKENS,
     LATENT = 512,
     WIDTH = 576,
-    PIECES = LATENT / 8 * 4, /* of a tile's output: eight columns of 16 rows */
-    BOX = 8192,              /* bytes of 64 rows x 64 bf16 */
+    ROW_PIECES = LATENT / 16, /* of a tile's output, 16 columns each, in 16 of its rows */
+    PIECES = ROW_PIECES * ROWS / 16,
+    BOX = 8192,         /* bytes of 64 rows x 64 bf16 */
     MATH_THREADS = 256, /* of the values' warpgroups; then come the scores' and the producer's */
     THREADS = 512,
-    MOST_PIECES = 64, /* of a unit: what is merged in one go */
-    WORKS = 4,        /* units that the producer may be ahead */
-    SEEN = 8192,      /* sequences whose lengths are compared with what they were before */
-    FEW = 3,          /* parts of a unit on a LINE that the first of them merges by itself */
-    OVERHEAD = 3,     /* of a unit, in pages: what starting and ending one costs */
+    MOST_PIECES = 128, /* of a unit: what is merged in one go */
+    MOST_MERGERS = 64, /* of a unit: 128 would all ask for all flags */
+    WORKS = 4,         /* units that the producer may be ahead */
+    SEEN = 8192,       /* sequences whose lengths are compared with what they were before */
+    FEW = 3,           /* parts of a unit on a LINE that the first of them merges by itself */
+    OVERHEAD = 3,      /* of a unit, in pages: what starting and ending one costs */
 };
 
 static constexpr float MOST_SUM = 256; /* of a thread's 16 probabilities of a row */
@@ -51,23 +53,52 @@ static __device__ constexpr int group_size(int g)
     return g == ROPE ? 1 : 2;
 }
 
+/* Queries come in three parts, in the same order, the rope box with the first of them. */
+static __device__ constexpr int query_part(int box)
+{
+    return box < 2 || box == 8 ? 0 : box / 2 == 2 ? 1 : 2;
+}
+
 static __device__ constexpr int group_of(int half, int quarter)
 {
     return 3 * quarter + half;
 }
 
+/* a / b of small numbers (below 2^16), rounded down. */
+static __device__ __forceinline__ int quotient(int a, int b)
+{
+    return __float2int_rd(__fdividef(a + 0.5f, b));
+}
+
+/* Where a unit's result goes: what is needed to store it, or to merge this block's share of it. */
+struct pending {
+    int32_t n, index; /* parts of the unit, which of them this is */
+    int32_t mergers;  /* blocks that merge the parts */
+    int32_t merger;   /* which of them this one is; -1: none */
+    int32_t only;     /* the block has no other unit */
+    int32_t slot;     /* part of the grid, within its rank, that has the unit's first part */
+    int64_t row;  /* first row of the tile in (query rows x heads), as q, out and lse have them */
+    int32_t rows; /* of the tile */
+
+    /* The first of the tile's pieces (16 columns of 16 rows) that merger k merges. */
+    __device__ __forceinline__ int first_piece(int k) const
+    {
+        return quotient(PIECES * k, mergers);
+    }
+    /* Whether this block merges some of its own part's pieces: these stay in the block, in the
+     * queries' memory. */
+    __device__ __forceinline__ bool keeps_own() const
+    {
+        return only && merger == index && index < n;
+    }
+};
+
 /* A unit's work as the producer hands it to the math warps. */
 struct work {
+    struct pending d;    /* d.n 0: no more work */
     int32_t first, last; /* pages of this part */
-    int32_t index, n;    /* which of how many parts of the unit; n 0: no more work */
-    int32_t mergers;     /* blocks that merge the parts */
-    int32_t merger;      /* which of them this one is; -1: none */
-    int32_t only;        /* the block has no other unit */
-    int32_t slot;        /* part of the grid, within its rank, that has the unit's first part */
     int32_t kv_len, q_len;
-    int32_t row;          /* first row of the cluster's tiles in its sequence's (q_len x heads) */
-    int32_t rows;         /* of the sequence */
-    int64_t at;           /* the sequence's first row in q, out and lse */
+    int32_t tile;         /* first row of the block's tile in its sequence's (q_len x heads) */
     const int32_t *table; /* the pages from `first` on */
 };
 
@@ -106,7 +137,7 @@ struct plan {
 /* This part's pages of a unit, and how the unit is divided. */
 struct share {
     int32_t first, last; /* pages first .. last - 1 */
-    int32_t index, n;    /* as in struct work */
+    int32_t index, n;    /* as in struct pending */
     int32_t mergers, merger;
 };
 
@@ -127,47 +158,20 @@ struct course {
     starts from;
 };
 
-/* a / b of small numbers (below 2^16), rounded down. */
-static __device__ __forceinline__ int quotient(int a, int b)
-{
-    return __float2int_rd(__fdividef(a + 0.5f, b));
-}
-
-/* A unit that several parts share: what is needed to merge this block's share of it. */
-struct pending {
-    int32_t n, index; /* as in struct work */
-    int32_t mergers, merger;
-    int32_t only;
-    int32_t slot;
-    int64_t row;  /* first row of the tile in (query rows x heads) */
-    int32_t rows; /* of the tile */
-
-    /* The first of the tile's pieces (eight columns of 16 rows) that merger k merges. */
-    __device__ __forceinline__ int first_piece(int k) const
-    {
-        return quotient(PIECES * k, mergers);
-    }
-    /* Of two parts each merges half of the columns: what one warpgroup has. It stays in the block,
-     * in the queries' memory. */
-    __device__ __forceinline__ bool keeps_half() const
-    {
-        return n == 2 && mergers == 2 && only && merger == index;
-    }
-};
-
-/* Shared memory, 229,376 + 1,816 of 232,448 bytes (it begins on a multiple of 1,024):
+/* Shared memory, 229,376 + 2,376 of 232,448 bytes (it begins on a multiple of 1,024):
  *   q       65,536   eight boxes; the ninth (rope) is in registers
  *   kv     147,456   two pages of nine boxes
  *   p       16,384   probabilities of the pages in the two slots
- *   then rows' maxima and sums, barriers, the units under way and those to be merged. */
+ *   then rows' maxima, sums and sizes, barriers, the units under way and those to be merged. */
 struct shared {
     uint8_t q[8][BOX];
     uint8_t kv[2][9][BOX];
     uint8_t p[2][BOX];
-    float m[2][ROWS]; /* rows' references after the page of a slot */
-    float l[2][ROWS]; /* rows' sums of a unit, by its parity */
+    float m[2][ROWS];    /* rows' references after the page of a slot */
+    float l[2][ROWS];    /* rows' sums of a unit, by its parity */
+    float size[2][ROWS]; /* of either half of a row, in sum, before it is stored as f16 */
     /* Barriers, in the order of their arrivals (init_barriers). */
-    uint64_t q_full;
+    uint64_t q_full[3];             /* by query_part */
     uint64_t merge_full, rows_full; /* the parts of a unit to be merged; their rows' sums */
     uint64_t work_full[WORKS];
     uint64_t kv_full[2][GROUPS]; /* by box group */
@@ -198,10 +202,10 @@ struct params {
     uint32_t lanes_inverse, lane_parts_inverse; /* 2^32 / these, rounded up; 0 for 1 */
     int32_t invariant;
     int32_t settled;   /* see mla.h */
-    float *partial_o;  /* (parts, 2, CLUSTER, PIECES, 32, 4), see struct partial */
+    uint4 *partial_o;  /* (parts, 2, CLUSTER, PIECES, 32) of eight f16, see struct partial */
     float *partial_ml; /* (parts, 2, CLUSTER, 64, 2) */
     uint32_t *flags;   /* (2, CLUSTER, parts): a part's partial result is there */
-    uint32_t *left;    /* (CLUSTER, parts): mergers of a unit that are done */
+    uint32_t *left;    /* (CLUSTER, parts): mergers that have seen all parts of their unit */
 };
 
 /* A thread of the values' warpgroups. It has rows `row` and `row` + 8 of the tile. */
@@ -226,6 +230,15 @@ struct math {
 static __device__ __forceinline__ int warp_index()
 {
     return __shfl_sync(~0u, (int)threadIdx.x / 32, 0);
+}
+
+/* threadIdx.x, asked for anew: what follows from it is not kept in registers from before. */
+static __device__ __forceinline__ int thread_anew()
+{
+    int t;
+
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
 }
 
 /* One arrival for all that a warp did before. */

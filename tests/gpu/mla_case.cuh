@@ -27,7 +27,7 @@ struct mla_case {
     bool varlen; /* kv_len per sequence anywhere in 1 .. kv_len, some 0; q_len 0 .. q_len */
     bool causal, fp8, invariant;
     int latent, rope; /* 0: 512, 64 */
-    float steep = 0; /* what scores are multiplied by; 0: 1 */
+    float steep = 0;  /* what scores are multiplied by; 0: 1 */
 };
 
 static inline uint64_t mix(uint64_t x)

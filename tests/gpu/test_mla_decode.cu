@@ -297,6 +297,57 @@ static void check_settled_cases(const char *kernel, launch_fn launch, bool wide,
             }
 }
 
+static __global__ void scale_bf16(__nv_bfloat16 *x, int64_t n, float by)
+{
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        x[i] = __float2bfloat16(__bfloat162float(x[i]) * by);
+}
+
+/* Whatever the values' magnitude, nothing is lost where partial sums are packed: a cache times a
+ * power of two, with scores as they were, gives the same results times that. */
+static void check_magnitude(const char *kernel, launch_fn launch, const mla_case &c, int exponent,
+                            uint64_t seed)
+{
+    mla_setup s(c, seed);
+    float by = ldexpf(1, exponent);
+    size_t n = s.query_rows * c.heads * s.args.cache.latent_dim;
+    std::vector<__nv_bfloat16> got(n);
+    std::vector<float> want(n);
+    char why[256] = "";
+
+    int status = launch(&s.args, 0);
+    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++)
+        want[i] = __bfloat162float(got[i]);
+    s.poison();
+    scale_bf16<<<256, 256>>>((__nv_bfloat16 *)s.args.cache.pages,
+                             s.args.cache.n_pages * s.args.cache.page_stride / 2, by);
+    s.args.softmax_scale /= by;
+    status |= launch(&s.args, 0);
+    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+    for (auto &x : got)
+        x = __float2bfloat16(__bfloat162float(x) / by);
+    bool ok = status == MLA_OK && compare(want, got, {}, {}, why);
+    ok ? passed++ : failed++;
+    if (!ok)
+        printf("FAIL %s values times 2^%d: b %d q_len %d kv_len %d H %d: %s\n", kernel, exponent,
+               c.batch, c.q_len, c.kv_len, c.heads, why);
+}
+
+static void check_magnitudes(uint64_t seed)
+{
+    static const int cases[][4] = {{1, 1, 9000, 16},  {1, 2, 9000, 16}, {1, 1, 1000, 64},
+                                   {4, 1, 3000, 64},  {9, 1, 5000, 64}, {1, 1, 9000, 128},
+                                   {5, 2, 5000, 128}, {40, 3, 900, 64}};
+
+    for (auto &c : cases)
+        for (int exponent : {-60, 40, 60})
+            check_magnitude("decode", decode,
+                            {c[0], c[1], c[2], c[3], c[0] > 4, true, false, false, 0, 0}, exponent,
+                            seed++);
+}
+
 /* Lengths change between replays of one captured graph. */
 static void check_graph(int heads)
 {
@@ -414,6 +465,7 @@ int main(int argc, char **argv)
     check("decode", decode, {3, 100, 2000, 16, true, true, false, false, 0, 0}, seed++);
     check_settled_cases("decode", decode, true, seed += 1000);
     check_steep("decode", decode, true, seed + 700);
+    check_magnitudes(seed + 900);
     for (int h : {16, 64, 128})
         check_graph(h);
 out:
