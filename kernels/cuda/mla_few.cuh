@@ -109,14 +109,14 @@ enum {
     PARTS_BARRIER = 7,   /* the parts' weights are */
 };
 
-/* Shared memory of 512 + 64, of 232,448 bytes (lean: 115,712; its tile with the gap of merging):
+/* Shared memory of 512 + 64, of 232,448 bytes (lean: 115,712):
  *            16 rows:                     32 rows:
  *             bf16     lean      FP8        bf16      FP8
- *   tiles   147,456   83,968  167,936    147,456  167,936
+ *   tiles   147,456   73,728  167,936    147,456  167,936
  *   q        36,864   18,432   18,432     73,728   36,864
  *   p         4,096    2,048    8,192      4,096   16,384
  *   sums     16,384        -   16,384          -        -
- *   stats     4,096    4,096    4,096      4,096    4,096
+ *   stats     4,608    4,608    4,608      4,608    4,608
  *   the rest under 3 KB */
 template <class S> struct shared {
     alignas(1024) uint8_t tiles[S::STAGES][S::STAGE_BYTES];

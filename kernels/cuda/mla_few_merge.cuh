@@ -5,10 +5,13 @@
  * A round is 16 columns (query rows); a unit of it is 64 rows of O^T and 8 of these columns: a
  * float4 of each thread of a group, columns 8 j + 2 (lane % 4) + e at [2 i + e]. Of the 16 units
  * (of latent 512) each block of a cluster owns a stretch.
- * Within a cluster: each block tells all others its (m, l), then writes every unit into the shared
- * memory of the block that owns it: a stage of the ring that is passed on for this, once its owner
- * has granted it to everybody. An owner makes weights of what it has heard, waits until all have
- * written, then sums. No block is written to after that, so it may end.
+ *
+ * Within a cluster: each block tells all others its (m, l), then writes every unit, as halves times
+ * a power of two of each warp's, into the shared memory of the block that owns it: a stage of the
+ * ring that is passed on for this, once its owner has granted it to everybody. An owner makes
+ * weights of what it has heard, waits until all have written, then sums. No block is written to
+ * after that, so it may end.
+ *
  * Between clusters (pieces of one item): each owner leaves its part in the workspace. That of the
  * first part, which is its worker's last piece, takes them all as they arrive and writes the
  * output: the others' parts are their workers' first pieces, so nobody waits for long. In
