@@ -77,7 +77,8 @@ struct mla_seqs {
  * ahead before they read what it writes. With `settled` the caller says that much of a call's input
  * was complete before the kernel just ahead in the stream could start: all of `seqs`' arrays, and
  * the cache's rows but each sequence's last q_len (a decode step's own). Then the call reads these
- * while that kernel still runs. q, and those last rows, may be what it writes. */
+ * while that kernel still runs. q, and those last rows, may be what it writes. Said wrongly,
+ * results are wrong or the call never ends. */
 struct mla_decode_args {
     struct mla_cache cache;
     struct mla_seqs seqs;
@@ -92,7 +93,8 @@ struct mla_decode_args {
     int32_t next_late;       /* what is queued next asks for much memory as soon as it may start: it
                                 may once this call has asked for its own */
     void *workspace;         /* of mla_decode_workspace bytes, zeroed once before its first use;
-                                calls that share one must not run at the same time */
+                                calls that share one have the same latent_dim and must not run at
+                                the same time; of no use any more after a call that failed */
     size_t workspace_bytes;
 };
 

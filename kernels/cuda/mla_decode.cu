@@ -5,7 +5,7 @@
  *   mla_baseline.cu  everything else
  *
  * Which is faster where both can serve is measured (tests/bench/RESULTS.md). The workspace holds
- * wide's part, then few's: both keep counters that are zero between calls. */
+ * wide's part, then few's: wide's flags and all of few's are zero between calls. */
 #include "kernels/cuda/mla_internal.h"
 
 #include <stdint.h>

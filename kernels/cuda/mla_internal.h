@@ -37,8 +37,7 @@ int mla_wide_serves(const struct mla_decode_args *args);
 size_t mla_wide_workspace(int sms, int32_t latent_dim);
 
 /* Hopper, few query rows: row tiles of 16 or 32, bf16 and FP8 caches, 512 + 64, 256 + 64, 256 + 32.
- * Its workspace begins with counters that stay zero between calls: no other kernel may write there.
- */
+ * All of its workspace is zero between calls: no other kernel may write there. */
 int mla_few_launch(const struct mla_decode_args *args, cudaStream_t stream);
 int mla_few_serves(const struct mla_decode_args *args);
 size_t mla_few_workspace(int sms, int32_t n_seqs, int32_t query_rows, int32_t heads,
