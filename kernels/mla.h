@@ -147,6 +147,9 @@ struct mla_write_args {
     /* With kv_b: sequences whose rows of the cache are brought to L2 while the kernel ahead still
      * runs, since mla_decode reads them next. n_seqs 0: none. */
     struct mla_seqs seqs;
+
+    int32_t settled; /* with kv_b: the positions were complete before the kernel just ahead in the
+                        stream could start (see mla_decode_args); 0 is always right */
 };
 
 int mla_write(const struct mla_write_args *args, mla_stream stream);

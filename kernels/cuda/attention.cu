@@ -91,6 +91,7 @@ void cuda_rope_kv_write(struct backend *be, struct tensor q, struct tensor kv,
     args.cache = cache_of(layer);
     args.rows = cu->step.rows;
     args.positions = cu->step.image.positions;
+    args.settled = 1; /* the image was copied before the step's first kernel */
     args.slots = cu->step.image.cache_slots;
     args.kv = cuda_bf16(&kv);
     args.kv_stride = cuda_last_dim(&kv);

@@ -16,6 +16,7 @@ extern "C" {
 }
 #include "kernels/backend.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/route.h"
 #include "kernels/cuda/sample.cuh"
 
 #include <cuda_bf16.h>
@@ -77,13 +78,15 @@ struct cuda_step {
 };
 
 /* Operations that are not queued yet: a normalisation of few rows waits for the product that reads
- * it, the router's product then for the choice of experts, so that one kernel can do them all.
- * Every operation that takes none of them along begins with cuda_settle, which queues them. */
+ * it, the router's product then for the choice of experts, and the choice for FP8 experts that make
+ * it themselves (moe_few.cuh), so that one kernel can do them all. Every operation that takes none
+ * of them along begins with cuda_settle, which queues them. */
 struct cuda_pending {
-    int32_t norm, router; /* 1: waits */
+    int32_t norm, router, choice; /* 1: waits; `choice`: with the two before it */
     struct tensor h, x, weight;
     float eps;
     struct linear_part product; /* of h */
+    struct gate_args gate;      /* of the choice */
 };
 
 /* A step that was begun and is not finished. */
@@ -236,6 +239,8 @@ void cuda_gather_logit_rows(struct backend *be, struct tensor out, struct tensor
 void cuda_rmsnorm(struct backend *be, struct tensor out, struct tensor x, struct tensor weight,
                   float eps);
 void cuda_settle(struct cuda_backend *cu);
+/* The choice that waits, in a kernel of its own. */
+void cuda_gate(struct cuda_backend *cu);
 void cuda_router(struct cuda_backend *cu, struct tensor x, const struct linear_part *part);
 void cuda_linear(struct backend *be, struct tensor x, const struct linear_part *parts, int n_parts);
 void cuda_gated(struct backend *be, struct tensor out, struct tensor x, struct tensor gate,

@@ -249,7 +249,7 @@ __device__ __forceinline__ void fp8_stream_math(const fp8_params &f,
 template <class C>
 __device__ __forceinline__ void
 fp8_stream_result(const tile_params &p, const fp8_stream_memory<C> &mem, const struct tile &w,
-                  const float *sums, int r, int t)
+                  const float *sums, int r, int t, float residual)
 {
     const struct tile_part &part = p.part[C::MODE == TILE_DENSE ? w.part : 0];
     int column = w.row_tile * (p.swiglu ? 8 : 16) + r;
@@ -269,9 +269,22 @@ fp8_stream_result(const tile_params &p, const fp8_stream_memory<C> &mem, const s
     }
     __nv_bfloat16 rounded = __float2bfloat16(v);
     if (part.residual)
-        rounded = __float2bfloat16(__bfloat162float(rounded) +
-                                   __bfloat162float(((const __nv_bfloat16 *)part.residual)[at]));
+        rounded = __float2bfloat16(__bfloat162float(rounded) + residual);
     ((__nv_bfloat16 *)part.out)[at] = rounded;
+}
+
+/* What is added to that result, fetched before the products are there. */
+template <class C>
+__device__ __forceinline__ float fp8_stream_residual(const tile_params &p, const struct tile &w,
+                                                     int r, int t)
+{
+    const struct tile_part &part = p.part[w.part];
+    int column = w.row_tile * 16 + r;
+
+    if (C::MODE != TILE_DENSE || !part.residual || t >= w.tokens || column >= part.n)
+        return 0;
+    return __bfloat162float(
+        ((const __nv_bfloat16 *)part.residual)[(w.first + t) * part.out_stride + column]);
 }
 
 /* The storing warps. */
@@ -279,14 +292,23 @@ template <class C>
 __device__ __forceinline__ void fp8_stream_store(const tile_params &p,
                                                  const fp8_stream_memory<C> &mem, int tiles)
 {
+    enum { EACH = C::BN * 16 / C::STORE }; /* results of a thread, at most */
     int half = p.swiglu ? 8 : 16, tid = threadIdx.x - C::MATH;
     uint32_t place = 0, parity = 0;
 
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         struct tile w = get_tile<C>(p, mem.tables, t);
+        float residual[EACH];
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            residual[j] = fp8_stream_residual<C>(p, w, (tid + j * C::STORE) % half,
+                                                 (tid + j * C::STORE) / half);
         ring_wait(mem.summed + 8 * place, parity);
-        for (int i = tid; i < half * w.tokens; i += C::STORE)
-            fp8_stream_result<C>(p, mem, w, place ? mem.second : mem.sums, i % half, i / half);
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            fp8_stream_result<C>(p, mem, w, place ? mem.second : mem.sums,
+                                 (tid + j * C::STORE) % half, (tid + j * C::STORE) / half,
+                                 residual[j]);
         __syncwarp();
         if (tid % 32 == 0)
             mbar_arrive(mem.read + 8 * place);

@@ -81,10 +81,11 @@ __device__ void store_fp8(uint8_t *row, int latent, int col, const float (&y)[4]
         *(float *)(row + latent + col / GROUP * sizeof(float)) = scale;
 }
 
-/* What a thread stores of the latent, columns first_column() + i * WARPS * GROUP on, and where. */
+/* What a thread stores of the latent, columns first_column() + i * WARPS * GROUP on; of the rope
+ * key, pair threadIdx.x; and where. */
 struct row_part {
     int64_t slot;
-    float x[PARTS][4], norm[PARTS][4];
+    float x[PARTS][4], norm[PARTS][4], key[2];
 };
 
 __device__ int first_column()
@@ -92,22 +93,48 @@ __device__ int first_column()
     return threadIdx.x / 32 * GROUP + threadIdx.x % 32 * 4;
 }
 
-__device__ void load_part(const mla_write_args &p, int r, row_part &part)
+/* Before the kernel ahead is done. */
+__device__ void load_norm(const mla_write_args &p, row_part &part)
 {
-    const bf16 *in = (const bf16 *)p.kv + r * p.kv_stride;
-
-    part.slot = p.slots[r];
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
         const int column = first_column() + i * WARPS * GROUP;
-        const bool there = column < p.cache.latent_dim;
-        const chunk<4> v = there ? *(const chunk<4> *)(in + column) : chunk<4>{};
-        const float4 w = there ? *(const float4 *)(p.norm + column) : float4{};
+        const float4 w =
+            column < p.cache.latent_dim ? *(const float4 *)(p.norm + column) : float4{};
         const float norm[4] = {w.x, w.y, w.z, w.w};
-        for (int j = 0; j < 4; j++) {
-            part.x[i][j] = __bfloat162float(v.v[j]);
+        for (int j = 0; j < 4; j++)
             part.norm[i][j] = norm[j];
-        }
+    }
+}
+
+/* The columns of the rope key's pair. */
+__device__ void key_pair(const mla_write_args &p, int &a, int &b)
+{
+    const int i = threadIdx.x;
+
+    a = p.rope.half_split ? i : 2 * i;
+    b = p.rope.half_split ? i + p.cache.rope_dim / 2 : 2 * i + 1;
+}
+
+__device__ void load_part(const mla_write_args &p, int r, row_part &part)
+{
+    static_assert(MLA_MAX_ROPE / 2 <= (int)THREADS, "a thread for each pair");
+    const bf16 *in = (const bf16 *)p.kv + r * p.kv_stride, *key = in + p.cache.latent_dim;
+    int a, b;
+
+    part.slot = p.slots[r];
+    key_pair(p, a, b);
+    if ((int)threadIdx.x < p.cache.rope_dim / 2) {
+        part.key[0] = __bfloat162float(key[a]);
+        part.key[1] = __bfloat162float(key[b]);
+    }
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int column = first_column() + i * WARPS * GROUP;
+        const chunk<4> v =
+            column < p.cache.latent_dim ? *(const chunk<4> *)(in + column) : chunk<4>{};
+        for (int j = 0; j < 4; j++)
+            part.x[i][j] = __bfloat162float(v.v[j]);
     }
 }
 
@@ -142,31 +169,44 @@ __device__ void store_row(const mla_write_args &p, int r, row_part &part, const 
             *(chunk<4> *)(row + 2 * column) = out;
         }
     }
-    const bf16 *in = (const bf16 *)p.kv + r * p.kv_stride + latent;
-    for (int i = threadIdx.x; i < rope / 2; i += THREADS) {
-        int a = p.rope.half_split ? i : 2 * i, b = p.rope.half_split ? i + rope / 2 : 2 * i + 1;
-        float m = __bfloat162float(in[a]), n = __bfloat162float(in[b]);
+    const int i = threadIdx.x;
+    if (i < rope / 2) {
         bf16 *key = (bf16 *)(row + latent_bytes);
-        key[a] = __float2bfloat16_rn(m * turns[i].x - n * turns[i].y);
-        key[b] = __float2bfloat16_rn(n * turns[i].x + m * turns[i].y);
+        int a, b;
+        key_pair(p, a, b);
+        key[a] = __float2bfloat16_rn(part.key[0] * turns[i].x - part.key[1] * turns[i].y);
+        key[b] = __float2bfloat16_rn(part.key[1] * turns[i].x + part.key[0] * turns[i].y);
     }
 }
 
-/* What is to be done for row r: part 0 stores it, the others rotate Q_HEADS heads of its query
- * each. UNIT: how many pairs a thread rotates at once. */
-template <int FP8, int UNIT> __device__ void write_part(const mla_write_args &p, int r, int part_no)
+/* How row r turns each pair. */
+__device__ void find_turns(const mla_write_args &p, int r, float2 *turns)
 {
-    __shared__ float2 turns[MLA_MAX_ROPE / 2];
-    const int rope = p.cache.rope_dim, units = rope / 2 / UNIT;
-    row_part part = {-1, {}, {}};
-
-    if (part_no == 0 && p.kv)
-        load_part(p, r, part);
-    for (int i = threadIdx.x; i < rope / 2; i += THREADS) {
+    for (int i = threadIdx.x; i < p.cache.rope_dim / 2; i += THREADS) {
         float angle = (float)p.positions[r] * p.rope.inv_freq[i], sine, cosine;
         sincosf(angle, &sine, &cosine);
         turns[i] = make_float2(cosine * p.rope.magnitude, sine * p.rope.magnitude);
     }
+}
+
+/* What is to be done for row r: part 0 stores it, the others rotate Q_HEADS heads of its query
+ * each. UNIT: how many pairs a thread rotates at once. Waits for the kernel ahead. */
+template <int FP8, int UNIT> __device__ void write_part(const mla_write_args &p, int r, int part_no)
+{
+    __shared__ float2 turns[MLA_MAX_ROPE / 2];
+    const int rope = p.cache.rope_dim, units = rope / 2 / UNIT;
+    const bool early = p.kv_b && p.settled; /* with many rows, loads go first */
+    row_part part = {-1, {}, {}, {}};
+
+    if (part_no == 0 && p.kv)
+        load_norm(p, part);
+    if (early)
+        find_turns(p, r, turns);
+    launch_wait();
+    if (part_no == 0 && p.kv)
+        load_part(p, r, part);
+    if (!early)
+        find_turns(p, r, turns);
     __syncthreads();
     if (part_no == 0) {
         if (part.slot >= 0)
@@ -194,7 +234,6 @@ template <int FP8, int UNIT>
 __global__ void __launch_bounds__(THREADS) write_kernel(const __grid_constant__ mla_write_args p)
 {
     launch_next();
-    launch_wait();
     write_part<FP8, UNIT>(p, blockIdx.x, blockIdx.y);
 }
 
@@ -310,11 +349,12 @@ __global__ void __launch_bounds__(THREADS)
         load_uk<PASSES>(p, job / chunks, job % chunks * COLUMNS, w);
         prefetch_cache(p, job * THREADS + threadIdx.x, p.heads * chunks * THREADS);
     }
-    launch_wait();
-    if (job >= 0)
+    if (job >= 0) {
+        launch_wait();
         absorb<PASSES>(p, job / chunks, job % chunks * COLUMNS, w);
-    else
+    } else {
         write_part<FP8, UNIT>(p, blockIdx.x / parts, blockIdx.x % parts);
+    }
 }
 
 template <int FP8> auto absorb_kernel_for(int passes) -> void (*)(mla_write_args, int)

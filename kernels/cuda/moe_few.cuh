@@ -1,12 +1,13 @@
-/* The experts for a few rows of x in one launch, where nothing counts but reading the weights.
+/* The experts for a few rows of x in one launch, where nothing counts but reading the weights; and
+ * the choice of them, if it is still to be made (moe_few_choice.cuh).
  *
  * Every block makes the list of the experts that are wanted: the shared ones first, whose weights
- * are asked for before the routing is known, then the others in rising order. Blocks share the
- * tiles of gate and up (8 rows of either) of the list evenly, and write what comes of them to
- * memory. FEW_LAG experts later an expert's rows of hidden values are fetched, multiplied by the 16
- * rows of down that are a block's own, and added to the sum over the experts. The ring of weights
- * runs on from the one product into the other, so the memory is idle only at the beginning and at
- * the end.
+ * are asked for before the routing is known, then the others in rising order (a choice made here:
+ * in its order). Blocks share the tiles of gate and up (8 rows of either) of the list evenly, and
+ * write what comes of them to memory. FEW_LAG experts later an expert's rows of hidden values are
+ * fetched, multiplied by the 16 rows of down that are a block's own, and added to the sum over the
+ * experts. The ring of weights runs on from the one product into the other, so the memory is idle
+ * only at the beginning and at the end.
  *
  * Hidden values go from block to block in pairs, with the number of the launch beside them in the
  * same 64 bits: who reads them sees by it that they are there. No fence is needed, which would wait
@@ -27,115 +28,14 @@
  * format has
  *   STEP_K, WARP_K    k of a step, and of a warp's part of it
  *   SCALE_BYTES       of a step
+ *   CHOOSES           of R: whether the choice may be left to this kernel
  *   scales            where they are
  *   fetch_scales      asks for those of a step: a warp, by cp.async
  *   token_row, token_bytes  whose part of what token a lane reads
  *   multiply          a warp's part of a step */
 #pragma once
 
-#include "kernels/cuda/gemm_stream.cuh"
-#include "kernels/cuda/moe_internal.h"
-
-enum {
-    FEW_ROWS = 4,   /* of x */
-    FEW_PAIRS = 32, /* of a row and an expert */
-    FEW_LIST = FEW_PAIRS + MOE_MAX_SLOTS,
-    FEW_WARPS = 8, /* of a group */
-    FEW_MATH = 2 * FEW_WARPS,
-    FEW_STORE = FEW_MATH,     /* two warps that store */
-    FEW_FETCH = FEW_MATH + 2, /* list, x, hidden */
-    FEW_COPY = FEW_MATH + 3,  /* weights */
-    FEW_THREADS = (FEW_MATH + 4) * 32,
-    FEW_LAG = 5,     /* experts between the product of gate and up and that of down */
-    FEW_DEPTH = 4,   /* steps that are asked for and not there, at most; */
-    FEW_SHY = 2,     /* while the kernels ahead run, which want the memory too */
-    FEW_STAGES = 12, /* at most */
-    FEW_STEP_BYTES = 16384,
-    FEW_PITCH = 20, /* floats of a token's sums; 4 more than 16: no bank conflicts */
-    FEW_SUMS = FEW_MATH * FEW_ROWS * FEW_PITCH,
-    FEW_TOKEN_BYTES = 112 * 1024, /* at most */
-};
-
-/* What is kept between launches, zero before the first. */
-struct few_room {
-    uint32_t launch; /* number of the last one */
-    uint32_t done;   /* blocks of this one that need no more of `launch` */
-    uint64_t unused;
-    uint64_t pairs[]; /* (places, i / 2) two hidden values; above them the launch's number */
-};
-static_assert(sizeof(struct few_room) + 2 * FEW_TOKEN_BYTES <= MOE_FEW_ROOM, "pairs have room");
-
-enum few_matrix { FEW_GATE, FEW_UP, FEW_DOWN };
-
-template <class R, class S> struct few_params {
-    CUtensorMap matrices[2][3]; /* experts', the shared ones'; by few_matrix */
-    typename R::scales routed[3];
-    typename S::scales shared_scales[3];
-    const char *x;
-    const int32_t *ids;
-    const float *weights;
-    struct few_room *room;
-    const __nv_bfloat16 *residual;
-    __nv_bfloat16 *out;
-    int64_t x_stride, out_stride;
-    int32_t m, d, i, top_k, shared, stages, token_bytes;
-    int32_t gate_steps[2], down_steps[2]; /* of a tile, by the format */
-    int32_t gate_tiles, down_tiles;       /* of an expert; of the output */
-};
-
-/* What every block knows of the routing, and the launch's number. A row's place among the rows of
- * hidden values; -1: none. */
-struct few_list {
-    int32_t n;
-    uint32_t launch;
-    int32_t expert[FEW_LIST];
-    int16_t place[FEW_LIST][FEW_ROWS];
-    float weight[FEW_LIST][FEW_ROWS];
-};
-
-struct few_bars {
-    uint64_t full[FEW_STAGES], empty[FEW_STAGES];
-    uint64_t summed[2], read[2]; /* the two places of sums */
-    uint64_t listed, x_there;
-    uint64_t hidden[FEW_LIST];
-};
-
-template <class R, class S> struct few_memory {
-    enum {
-        SCALE_BYTES =
-            (int)R::SCALE_BYTES > (int)S::SCALE_BYTES ? (int)R::SCALE_BYTES : (int)S::SCALE_BYTES
-    };
-    char *ring, *tokens;
-    char *scales; /* (stages) of SCALE_BYTES */
-    float *sums;  /* two of FEW_SUMS */
-    struct few_list *list;
-    struct few_bars *bars;
-
-    __device__ few_memory(char *raw, int stages, int token_bytes)
-    {
-        ring = raw + ((1024 - (smem_u32(raw) & 1023)) & 1023);
-        scales = ring + stages * FEW_STEP_BYTES;
-        tokens = scales + stages * SCALE_BYTES;
-        sums = (float *)(tokens + token_bytes);
-        bars = (struct few_bars *)(sums + 2 * FEW_SUMS);
-        list = (struct few_list *)(bars + 1);
-    }
-
-    __device__ uint32_t full(int stage) const
-    {
-        return smem_u32(&bars->full[stage]);
-    }
-
-    __device__ uint32_t empty(int stage) const
-    {
-        return smem_u32(&bars->empty[stage]);
-    }
-};
-
-static inline size_t few_fixed_bytes()
-{
-    return 1024 + 2 * FEW_SUMS * sizeof(float) + sizeof(struct few_bars) + sizeof(struct few_list);
-}
+#include "kernels/cuda/moe_few_choice.cuh"
 
 /* Where a warp is in a ring of `stages`, and how many steps it has seen. */
 struct few_place {
@@ -225,10 +125,24 @@ template <class R, class S> struct few_copier {
     }
 };
 
+/* Once the list is complete, n = its length. */
+template <class R, class S>
+__device__ __forceinline__ bool few_listed(const few_memory<R, S> &mem, int &n)
+{
+    ring_wait(smem_u32(&mem.bars->listed), 0);
+    n = mem.list->n;
+    return true;
+}
+
 template <class R, class S>
 __device__ void few_copy(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
 {
-    few_copier<R, S> to = {p, mem, {0, p.stages, 0, 1}, {0, p.stages, 0, 0}, lane, FEW_SHY};
+    few_copier<R, S> to = {p,
+                           mem,
+                           {0, p.stages, 0, 1},
+                           {0, p.stages, 0, 0},
+                           lane,
+                           few_is_choosing(p) ? FEW_SHIEST : FEW_SHY};
     few_walk walk(p.gate_tiles);
     int n = p.shared; /* as far as is known */
     bool known = false;
@@ -241,10 +155,8 @@ __device__ void few_copy(const few_params<R, S> &p, const few_memory<R, S> &mem,
     launch_next();
     for (int e = 0; e < n + FEW_LAG || !known; e++) {
         if (e >= n && !known) {
-            ring_wait(smem_u32(&mem.bars->listed), 0);
-            known = true;
             to.depth = FEW_DEPTH;
-            n = mem.list->n;
+            known = few_is_choosing(p) ? few_picked(p, mem.list, n) : few_listed(mem, n);
         }
         for (; e < n && walk.entry == e; walk.next()) {
             int part = e < p.shared, z = part ? e : mem.list->expert[e];
@@ -283,22 +195,14 @@ __device__ void few_begin_list(const few_params<R, S> &p, struct few_list *list,
     __syncwarp();
 }
 
-/* The rest of it, and asks for x meanwhile. Lane l has pair l: row l / top_k. */
+/* The rest of it, from each lane's pair. */
 template <class R, class S>
-__device__ void few_make_list(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
+__device__ void few_make_list(const few_params<R, S> &p, const few_memory<R, S> &mem,
+                              struct chosen pair, int lane)
 {
     struct few_list *list = mem.list;
-    int pairs = p.m * p.top_k, e = -1, rank = 0;
-    uint32_t launch = 1 + (uint32_t)load_routing((const int32_t *)&p.room->launch);
-    float weight = 0;
+    int e = pair.id, rank = 0;
 
-    if (lane < pairs) {
-        e = load_routing(p.ids + lane);
-        weight = __int_as_float(load_routing((const int32_t *)p.weights + lane));
-    }
-    for (int r = 0; r < p.m; r++)
-        few_copy_row(mem.tokens + r * stream_pitch(p.d), p.x + r * p.x_stride, 2 * p.d, lane);
-    few_copied(smem_u32(&mem.bars->x_there));
     unsigned same = __match_any_sync(~0u, e);
     unsigned leaders = __ballot_sync(~0u, e >= 0 && __ffs(same) - 1 == lane);
     for (unsigned left = leaders; left; left &= left - 1)
@@ -306,26 +210,35 @@ __device__ void few_make_list(const few_params<R, S> &p, const few_memory<R, S> 
     if (e >= 0) {
         list->expert[p.shared + rank] = e;
         list->place[p.shared + rank][lane / p.top_k] = (int16_t)(p.shared * p.m + lane);
-        list->weight[p.shared + rank][lane / p.top_k] = weight;
+        list->weight[p.shared + rank][lane / p.top_k] = pair.weight;
     }
-    if (lane == 0) {
+    if (lane == 0)
         list->n = p.shared + __popc(leaders);
-        list->launch = launch;
-    }
     __syncwarp();
     if (lane == 0)
         mbar_arrive(smem_u32(&mem.bars->listed));
 }
 
-/* Two pairs of hidden values; whether they are of this launch. */
-__device__ __forceinline__ bool few_load_pairs(uint64_t (&v)[2], const uint64_t *from,
-                                               uint32_t launch)
+/* The choice that other kernels made: lane l gets pair l, row l / top_k. Asks for x meanwhile.
+ * Waits for the kernels ahead. */
+template <class R, class S>
+__device__ struct chosen few_read_choice(const few_params<R, S> &p, const few_memory<R, S> &mem,
+                                         int lane)
 {
-    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-                 : "=l"(v[0]), "=l"(v[1])
-                 : "l"(from)
-                 : "memory");
-    return (uint32_t)(v[0] >> 32) == launch && (uint32_t)(v[1] >> 32) == launch;
+    struct chosen pair = {-1, 0};
+
+    launch_wait();
+    uint32_t launch = 1 + (uint32_t)load_routing((const int32_t *)&p.room->launch);
+    if (lane < p.m * p.top_k) {
+        pair.id = load_routing(p.ids + lane);
+        pair.weight = __int_as_float(load_routing((const int32_t *)p.weights + lane));
+    }
+    for (int r = 0; r < p.m; r++)
+        few_copy_row(mem.tokens + r * stream_pitch(p.d), p.x + r * p.x_stride, 2 * p.d, lane);
+    few_copied(smem_u32(&mem.bars->x_there));
+    if (lane == 0)
+        mem.list->launch = launch;
+    return pair;
 }
 
 /* A row of hidden values as soon as all of it is there: `n` pairs, a multiple of 2. A warp. */
@@ -361,12 +274,14 @@ __device__ __forceinline__ void few_take_row(char *to, const uint64_t *from, int
 template <class R, class S>
 __device__ void few_fetch(const few_params<R, S> &p, const few_memory<R, S> &mem, int lane)
 {
-    const struct few_list *list = mem.list;
+    struct few_list *list = mem.list;
     char *hidden = mem.tokens + p.m * stream_pitch(p.d);
 
-    few_begin_list(p, mem.list, lane);
-    launch_wait();
-    few_make_list(p, mem, lane);
+    few_begin_list(p, list, lane);
+    if (few_is_choosing(p))
+        few_choose(p, mem, lane);
+    else
+        few_make_list(p, mem, few_read_choice(p, mem, lane), lane);
     if (few_column_tile() < p.down_tiles)
         for (int e = 0; e < list->n; e++) {
             for (int r = 0; r < p.m; r++) {
@@ -492,10 +407,17 @@ __device__ void few_math(const few_params<R, S> &p, const few_memory<R, S> &mem)
     bool mine = few_column_tile() < p.down_tiles;
     float total[4] = {};
 
-    ring_wait(smem_u32(&mem.bars->listed), 0);
+    if (few_is_choosing(p))
+        few_normalise(p, mem);
+    else
+        ring_wait(smem_u32(&mem.bars->listed), 0);
     ring_wait(smem_u32(&mem.bars->x_there), 0);
-    int n = mem.list->n;
+    int n = p.shared; /* as far as is known */
     for (int e = 0; e < n + FEW_LAG; e++) {
+        if (e == p.shared) {
+            ring_wait(smem_u32(&mem.bars->listed), 0);
+            n = mem.list->n;
+        }
         for (; e < n && walk.entry == e; walk.next()) {
             float sum[4] = {};
             products.gate(sum, e, walk.tile);
@@ -532,11 +454,17 @@ __device__ void few_store_hidden(const few_params<R, S> &p, const few_memory<R, 
                                  struct few_turn &turn, uint32_t mine, int lane)
 {
     static_assert((int)FEW_ROWS * 8 <= 32, "a lane for each result");
-    int n = mem.list->n, t = lane / 8, r = lane % 8;
-    uint64_t launch = (uint64_t)mem.list->launch << 32;
+    int t = lane / 8, r = lane % 8, n = few_is_choosing(p) ? p.shared : mem.list->n;
+    uint32_t launch = mem.list->launch;
 
-    for (few_walk walk(p.gate_tiles); walk.entry < n; walk.next(), turn.next()) {
+    for (few_walk walk(p.gate_tiles);; walk.next(), turn.next()) {
         const float *sums = mem.sums + turn.place * FEW_SUMS;
+        if (walk.entry >= n) {
+            ring_wait(smem_u32(&mem.bars->listed), 0);
+            n = mem.list->n;
+            if (walk.entry >= n)
+                break;
+        }
         if (turn.place != mine)
             continue;
         ring_wait(smem_u32(&mem.bars->summed[turn.place]), turn.parity);
@@ -547,10 +475,8 @@ __device__ void few_store_hidden(const few_params<R, S> &p, const few_memory<R, 
             mbar_arrive(smem_u32(&mem.bars->read[turn.place]));
         float value = silu(gate) * up, next = __shfl_down_sync(~0u, value, 1);
         if (place >= 0 && r % 2 == 0)
-            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(
-                             p.room->pairs + ((int64_t)place * p.i + walk.tile * 8 + r) / 2),
-                         "l"(launch | pack_bf16(value, next))
-                         : "memory");
+            few_store_word(p.room->pairs + ((int64_t)place * p.i + walk.tile * 8 + r) / 2, launch,
+                           pack_bf16(value, next));
     }
 }
 
@@ -562,7 +488,7 @@ __device__ void few_store(const few_params<R, S> &p, const few_memory<R, S> &mem
     struct few_turn turn = {0, 0};
 
     launch_wait();
-    ring_wait(smem_u32(&mem.bars->listed), 0);
+    ring_wait(smem_u32(few_is_choosing(p) ? &mem.bars->begun : &mem.bars->listed), 0);
     few_store_hidden(p, mem, turn, mine, lane);
     for (int tile = few_column_tile(); tile < p.down_tiles; tile += gridDim.x, turn.next()) {
         if (turn.place != mine)
@@ -595,6 +521,8 @@ __global__ void __launch_bounds__(FEW_THREADS, 1)
     struct few_bars *bars = mem.bars;
     int tid = threadIdx.x, warp = tid / 32;
 
+    if (tid == 0)
+        mem.list->picked = 0;
     if (tid < FEW_STAGES) {
         mbar_init(smem_u32(&bars->full[tid]), 1 + 32);
         mbar_init(smem_u32(&bars->empty[tid]), FEW_MATH);
@@ -602,8 +530,9 @@ __global__ void __launch_bounds__(FEW_THREADS, 1)
         mbar_init(smem_u32(&bars->summed[tid - 32]), FEW_MATH);
         mbar_init(smem_u32(&bars->read[tid - 32]), 1);
     } else if (tid == 64) {
+        mbar_init(smem_u32(&bars->begun), 1);
         mbar_init(smem_u32(&bars->listed), 1);
-        mbar_init(smem_u32(&bars->x_there), 32);
+        mbar_init(smem_u32(&bars->x_there), few_is_choosing(p) ? FEW_MATH : 32);
     } else if (tid >= 128 && tid < 128 + FEW_LIST) {
         mbar_init(smem_u32(&bars->hidden[tid - 128]), 32);
     }
@@ -621,26 +550,6 @@ __global__ void __launch_bounds__(FEW_THREADS, 1)
 
 /* ---- from the host --------------------------------------------------------------------------- */
 
-/* Shared memory for x and hidden. */
-static inline int few_token_bytes(const struct moe_args *a)
-{
-    int x = a->m * (2 * a->d + 16), hidden = a->m * (a->top_k + a->shared) * (2 * a->i + 16);
-
-    return (x + hidden + 127) / 128 * 128;
-}
-
-/* Whether it serves: few rows, and tiles of 16 columns of out that share out evenly, or so little
- * work that it does not matter. */
-static inline bool few_serves(const struct moe_args *a)
-{
-    int tiles = a->d / 16, blocks = gemm_processors();
-    int64_t work = (int64_t)a->m * (a->top_k + a->shared) * a->d * a->i;
-
-    return a->m <= FEW_ROWS && a->m * a->top_k <= FEW_PAIRS && !a->batch_invariant && blocks > 0 &&
-           a->d % 16 == 0 && a->i % 8 == 0 && few_token_bytes(a) <= FEW_TOKEN_BYTES &&
-           (work < 4 << 20 || 5 * tiles >= 4 * ((tiles + blocks - 1) / blocks * blocks));
-}
-
 /* The map of weights in rows of `bytes`, an expert's z_stride bytes after another's: boxes of
  * `rows` rows by a step of k. */
 static inline int few_map(CUtensorMap *to, const void *weight, int64_t bytes, int64_t row_stride,
@@ -657,10 +566,11 @@ static inline int few_map(CUtensorMap *to, const void *weight, int64_t bytes, in
     return gemm_map_encode(to, &map);
 }
 
-/* Sets what does not depend on the format of the weights, and runs. The workspace begins with the
- * room for struct few_room. */
+/* Sets what does not depend on the format of the weights, and runs. gate NULL: the choice is made.
+ * The workspace begins with the room for struct few_room. */
 template <class R, class S>
-static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a, cudaStream_t stream)
+static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a,
+                              const struct gate_args *gate, cudaStream_t stream)
 {
     enum { MOST = 232448 };
     static int ready; /* set again by a racing thread: the same */
@@ -677,6 +587,8 @@ static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a, cud
     p.ids = a->ids;
     p.weights = a->weights;
     p.room = (struct few_room *)a->workspace;
+    if (gate)
+        p.gate = *gate;
     p.residual = (const __nv_bfloat16 *)a->residual;
     p.out = (__nv_bfloat16 *)a->out;
     p.out_stride = a->out_stride;
@@ -692,7 +604,7 @@ static cudaError_t few_launch(few_params<R, S> &p, const struct moe_args *a, cud
     p.gate_tiles = a->i / 8;
     p.down_tiles = a->d / 16;
     p.token_bytes = few_token_bytes(a);
-    size_t rest = few_fixed_bytes() + (size_t)p.token_bytes,
+    size_t rest = few_fixed_bytes(gate != nullptr) + (size_t)p.token_bytes,
            stage = FEW_STEP_BYTES + few_memory<R, S>::SCALE_BYTES;
     size_t stages = (MOST - rest) / stage;
     p.stages = stages < (size_t)FEW_STAGES ? (int)stages : (int)FEW_STAGES;

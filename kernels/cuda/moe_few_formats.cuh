@@ -6,7 +6,7 @@
 #include "kernels/cuda/moe_few.cuh"
 
 struct few_bf16 {
-    enum { STEP_K = 512, WARP_K = STEP_K / FEW_WARPS, SCALE_BYTES = 0 };
+    enum { STEP_K = 512, WARP_K = STEP_K / FEW_WARPS, SCALE_BYTES = 0, CHOOSES = 0 };
 
     struct scales {
     };
@@ -51,7 +51,12 @@ struct few_bf16 {
 
 /* E4M3, a scale for each 128 x 128 block; k in the order of fp8_reorder. */
 struct few_fp8 {
-    enum { STEP_K = 1024, WARP_K = STEP_K / FEW_WARPS, SCALE_BYTES = 2 * FEW_WARPS * 4 };
+    enum {
+        STEP_K = 1024,
+        WARP_K = STEP_K / FEW_WARPS,
+        SCALE_BYTES = 2 * FEW_WARPS * 4,
+        CHOOSES = 1,
+    };
 
     struct scales {
         const float *first;
@@ -124,6 +129,7 @@ struct few_int4 {
         GROUP = 32,
         ROW_SCALES = WARP_K / GROUP * 2, /* bytes of a row's */
         SCALE_BYTES = FEW_WARPS * 16 * ROW_SCALES,
+        CHOOSES = 0,
     };
 
     struct scales {

@@ -6,6 +6,8 @@
 #include "kernels/cuda/gemm_fp8.h"
 #include "kernels/cuda/moe.h"
 
+struct gate_args; /* route.h */
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -16,6 +18,10 @@ struct moe_fp8_args {
     struct fp8_scales shared_gate_up, shared_down;
     int32_t ue8m0;
     const void *quantised; /* x in FP8 already (gemm_fp8_internal.h: fp8_rows_at), or NULL */
+    /* A choice that is still to be made, where few_serves and few_chooses (moe_few.h) say so: x,
+     * ids and weights are its results, and the experts are added up in the order of the choice.
+     * Else NULL. */
+    const struct gate_args *gate;
 };
 int moe_fp8_experts(const struct moe_fp8_args *args, gemm_stream stream);
 

@@ -31,5 +31,5 @@ int moe_fp8_few(const struct moe_fp8_args *args, cudaStream_t stream)
     }
     if (bad)
         return GEMM_INVALID;
-    return few_launch(p, a, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
+    return few_launch(p, a, args->gate, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
 }

@@ -51,7 +51,7 @@ int few_rows(const struct moe_int4_args *args, cudaStream_t stream)
     }
     if (bad)
         return GEMM_INVALID;
-    return few_launch(p, a, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
+    return few_launch(p, a, nullptr, stream) == cudaSuccess ? GEMM_OK : GEMM_CUDA;
 }
 
 /* ---- more ------------------------------------------------------------------------------------ */

@@ -151,6 +151,11 @@ void cuda_settle(struct cuda_backend *cu)
     struct cuda_pending *wait = &cu->pending;
     int32_t router = wait->router;
 
+    if (wait->choice) {
+        wait->choice = 0;
+        cuda_gate(cu);
+        return;
+    }
     if (!wait->norm)
         return;
     wait->norm = wait->router = 0;

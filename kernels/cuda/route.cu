@@ -3,9 +3,7 @@
 #include "kernels/cuda/backend.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
-
-#include <limits.h>
-#include <math.h>
+#include "kernels/cuda/route.cuh"
 
 enum {
     ROWS = 4, /* of a block */
@@ -15,167 +13,13 @@ enum {
 namespace
 {
 
-/* Unsigned integers in the order of the floats. */
-__device__ __forceinline__ uint32_t ordered(float x)
+/* ids, weights (top_k) of a row. */
+__device__ __forceinline__ void store_choice(int32_t *ids, float *weights, struct chosen mine,
+                                             int top_k)
 {
-    uint32_t bits = __float_as_uint(x + 0.0f); /* -0 and 0 are equal */
-
-    return bits & 0x80000000 ? ~bits : bits | 0x80000000;
-}
-
-__device__ __forceinline__ float unordered(uint32_t key)
-{
-    return __uint_as_float(key & 0x80000000 ? key & 0x7fffffff : ~key);
-}
-
-__device__ __forceinline__ float warp_sum(float x)
-{
-    for (int d = 16; d; d /= 2)
-        x += __shfl_xor_sync(~0u, x, d);
-    return x;
-}
-
-/* Index of the largest key, the lowest among equals, for every lane; it is taken away. Lane l has
- * those of 32 i + l; 0 stands for none. */
-template <int EACH> __device__ __forceinline__ int take_largest(uint32_t (&keys)[EACH])
-{
-    const int lane = threadIdx.x;
-    uint32_t most = 0;
-    int index = INT_MAX;
-
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        most = max(most, keys[i]);
-    most = __reduce_max_sync(~0u, most);
-#pragma unroll
-    for (int i = EACH - 1; i >= 0; i--)
-        if (keys[i] == most)
-            index = 32 * i + lane;
-    index = __reduce_min_sync(~0u, index);
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (index == 32 * i + lane)
-            keys[i] = 0;
-    return index;
-}
-
-/* scores[i] of expert 32 i + lane from its logit. */
-template <int EACH>
-__device__ __forceinline__ void score(float (&scores)[EACH], const float *logits,
-                                      const router_config &c)
-{
-    const int lane = threadIdx.x;
-    uint32_t most = 0;
-    float sum = 0;
-
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        scores[i] = 32 * i + lane < c.experts ? logits[32 * i + lane] : -INFINITY;
-        most = max(most, ordered(scores[i]));
-    }
-    const float max = unordered(__reduce_max_sync(~0u, most));
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        if (c.scoring == ROUTER_SIGMOID) {
-            scores[i] = 1.0f / (1.0f + expf(-scores[i]));
-        } else {
-            scores[i] = expf(scores[i] - max);
-            sum += scores[i];
-        }
-    }
-    if (c.scoring == ROUTER_SIGMOID)
-        return;
-    sum = warp_sum(sum);
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        scores[i] /= sum;
-}
-
-/* How good a group of experts is: by its best one (softmax), or its best two (sigmoid). */
-__device__ float group_score(const float *choice, int n, enum router_scoring scoring)
-{
-    float first = -INFINITY, second = -INFINITY;
-
-    for (int i = 0; i < n; i++) {
-        second = fmaxf(second, fminf(first, choice[i]));
-        first = fmaxf(first, choice[i]);
-    }
-    return scoring == ROUTER_SOFTMAX || n == 1 ? first : first + second;
-}
-
-/* Masks the experts outside the best groups. `shared`: the row's choice, by expert. */
-template <int EACH>
-__device__ void limit_to_groups(float (&choice)[EACH], float *shared, const router_config &c)
-{
-    const int lane = threadIdx.x, size = c.experts / c.groups;
-    const float masked = c.scoring == ROUTER_SOFTMAX ? 0.0f : -INFINITY;
-    uint32_t keys[EACH], kept[EACH] = {};
-
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (32 * i + lane < c.experts)
-            shared[32 * i + lane] = choice[i];
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int g = 32 * i + lane;
-        keys[i] = g < c.groups ? ordered(group_score(shared + g * size, size, c.scoring)) : 0;
-    }
-    for (int n = 0; n < c.top_groups; n++) {
-        int g = take_largest(keys);
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            kept[i] |= (32 * i + lane) / size == g;
-    }
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (!kept[i])
-            choice[i] = masked;
-}
-
-/* A row's choice from its logits (experts): ids, weights (top_k). `shared`: room for 32 EACH
- * floats. `there` 0: the row pads a graph and gets no experts. EACH * 32 is at least the number of
- * experts.
- */
-template <int EACH>
-__device__ void choose(int32_t *ids, float *weights, const float *logits, const float *bias,
-                       float *shared, bool there, const router_config &c)
-{
-    const int lane = threadIdx.x;
-    float scores[EACH], choice[EACH], sum = 0, weight = 0;
-    uint32_t keys[EACH];
-    int id = -1;
-
-    if (there) {
-        score(scores, logits, c);
-        /* The bias steers the choice only; weights are the scores themselves. */
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            choice[i] =
-                bias && 32 * i + lane < c.experts ? scores[i] + bias[32 * i + lane] : scores[i];
-        if (c.groups > 1)
-            limit_to_groups(choice, shared, c);
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            keys[i] = 32 * i + lane < c.experts ? ordered(choice[i]) : 0;
-        for (int n = 0; n < c.top_k; n++) {
-            int chosen = take_largest(keys);
-            float mine = 0;
-#pragma unroll
-            for (int i = 0; i < EACH; i++)
-                mine = chosen / 32 == i ? scores[i] : mine;
-            mine = __shfl_sync(~0u, mine, chosen % 32);
-            sum += mine;
-            if (n == lane) {
-                id = chosen;
-                weight = mine;
-            }
-        }
-        weight = (c.normalize ? weight / (sum + 1e-20f) : weight) * c.scale;
-    }
-    if (lane < c.top_k) {
-        ids[lane] = id;
-        weights[lane] = weight;
+    if ((int)threadIdx.x < top_k) {
+        ids[threadIdx.x] = mine.id;
+        weights[threadIdx.x] = mine.weight;
     }
 }
 
@@ -191,9 +35,10 @@ __global__ void __launch_bounds__(32 * ROWS)
     launch_next();
     launch_wait();
     if (row < rows)
-        choose<EACH>(ids + (int64_t)row * c.top_k, weights + (int64_t)row * c.top_k,
-                     logits + (int64_t)row * c.experts, bias, shared[threadIdx.y],
-                     row < (n_rows ? *n_rows : rows), c);
+        store_choice(ids + (int64_t)row * c.top_k, weights + (int64_t)row * c.top_k,
+                     choose<EACH>(logits + (int64_t)row * c.experts, bias, shared[threadIdx.y],
+                                  row < (n_rows ? *n_rows : rows), c),
+                     c.top_k);
 }
 
 /* ---- few rows: norm, logits and choice in one launch -------------------------------------------
@@ -202,22 +47,7 @@ __global__ void __launch_bounds__(32 * ROWS)
  * logits go to the shared memory of the first block, which chooses. The first weights are fetched
  * before the kernel ahead is done. */
 
-enum { GATE_BLOCKS = 8, GATE_WARPS = 8, GATE_THREADS = 32 * GATE_WARPS, GATE_ROWS = GATE_WARPS };
-
-struct gate_args {
-    bf16 *h;             /* (rows, d) */
-    const bf16 *x;       /* (rows, d) */
-    const float *norm;   /* (d) */
-    const float *router; /* (experts, d) */
-    const float *bias;   /* (experts) or NULL */
-    float *logits;       /* (rows, experts) */
-    int32_t *ids;        /* (rows, top_k) */
-    float *weights;      /* (rows, top_k) */
-    const int32_t *n_rows;
-    float eps;
-    int rows, d;
-    router_config config;
-};
+enum { GATE_BLOCKS = 8, GATE_WARPS = GATE_ROWS, GATE_THREADS = 32 * GATE_WARPS };
 
 struct alignas(16) eight {
     bf16 v[8];
@@ -353,9 +183,10 @@ __global__ void __launch_bounds__(GATE_THREADS) gate_kernel(const __grid_constan
     mbar_wait_cluster(bar, 0);
     for (int e = threadIdx.x; e < experts; e += 32)
         a.logits[(int64_t)warp * experts + e] = logits[warp][e];
-    choose<EACH>(a.ids + (int64_t)warp * a.config.top_k, a.weights + (int64_t)warp * a.config.top_k,
-                 logits[warp], a.bias, room[warp], warp < (a.n_rows ? *a.n_rows : a.rows),
-                 a.config);
+    store_choice(a.ids + (int64_t)warp * a.config.top_k, a.weights + (int64_t)warp * a.config.top_k,
+                 choose<EACH>(logits[warp], a.bias, room[warp],
+                              warp < (a.n_rows ? *a.n_rows : a.rows), a.config),
+                 a.config.top_k);
 }
 
 template <int CHUNKS, int EACH> cudaError_t launch_gate(const gate_args &a, cudaStream_t stream)
@@ -386,8 +217,9 @@ template <int CHUNKS, int EACH> cudaError_t launch_gate(const gate_args &a, cuda
     return cudaLaunchKernelEx(&launch, gate_kernel<CHUNKS, EACH>, a);
 }
 
-/* Runs the pending norm and product with the choice that follows; false where it can't. */
-bool gate(struct cuda_backend *cu, struct tensor ids, struct tensor weights, struct tensor bias,
+/* Whether the pending norm and product can go with the choice that follows: then all of it waits.
+ */
+bool hold(struct cuda_backend *cu, struct tensor ids, struct tensor weights, struct tensor bias,
           const struct router_config *config)
 {
     struct cuda_pending *wait = &cu->pending;
@@ -396,7 +228,7 @@ bool gate(struct cuda_backend *cu, struct tensor ids, struct tensor weights, str
 
     a.d = (int)cuda_last_dim(&wait->x);
     a.rows = (int)wait->x.shape[0];
-    if (a.rows > GATE_ROWS || a.d > 4096 || a.d % 8 || config->experts > 256)
+    if (a.rows > GATE_ROWS || a.d > GATE_D || a.d % 8 || config->experts > GATE_EXPERTS)
         return false;
     a.h = cuda_bf16(&wait->h);
     a.x = cuda_bf16(&wait->x);
@@ -410,15 +242,23 @@ bool gate(struct cuda_backend *cu, struct tensor ids, struct tensor weights, str
     a.n_rows = cu->capturing ? cu->step.image.n_rows : NULL;
     a.config = *config;
     wait->norm = wait->router = 0;
-    cudaError_t (*launch)(const gate_args &, cudaStream_t) =
-        config->experts <= 64 ? a.d <= 2048 ? launch_gate<16, 2> : launch_gate<32, 2>
-        : a.d <= 2048 ? launch_gate<16, 8>
-                              : launch_gate<32, 8>;
-    CUDA_CHECK(cu, launch(a, cu->stream));
+    wait->choice = 1;
+    wait->gate = a;
     return true;
 }
 
 } // namespace
+
+void cuda_gate(struct cuda_backend *cu)
+{
+    const struct gate_args &a = cu->pending.gate;
+    cudaError_t (*launch)(const gate_args &, cudaStream_t) =
+        a.config.experts <= 64 ? a.d <= 2048 ? launch_gate<16, 2> : launch_gate<32, 2>
+        : a.d <= 2048 ? launch_gate<16, 8>
+                               : launch_gate<32, 8>;
+
+    CUDA_CHECK(cu, launch(a, cu->stream));
+}
 
 void cuda_route(struct backend *be, struct tensor ids, struct tensor weights, struct tensor logits,
                 struct tensor bias, const struct router_config *config)
@@ -429,8 +269,11 @@ void cuda_route(struct backend *be, struct tensor ids, struct tensor weights, st
     int rows = (int)logits.shape[0], n = all.experts, k = config->top_k;
 
     if (cu->pending.router && cu->pending.product.out.data == logits.data &&
-        gate(cu, ids, weights, bias, &all))
+        hold(cu, ids, weights, bias, &all)) {
+        if (!cu->has_fp8) /* no experts that would take it along */
+            cuda_settle(cu);
         return;
+    }
     cuda_settle(cu);
     ASSERT(n <= MAX_CHOICES && k > 0 && k <= n && k <= 32 && cuda_last_dim(&logits) == n);
     ASSERT(config->groups <= 1 ||
