@@ -403,7 +403,7 @@ static int load_file(struct options *options, const char *path, struct error *er
 static int load_argument(struct options *options, int n_args, char *const *args, int *used,
                          struct error *err)
 {
-    const char *word = args[0];
+    const char *word = strcmp(args[0], "-h") == 0 ? "--help" : args[0];
     const char *equals = strchr(word, '=');
 
     if (strncmp(word, "--", 2) != 0)

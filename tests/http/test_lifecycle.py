@@ -53,6 +53,7 @@ def check_refused(done: subprocess.CompletedProcess, *words: str) -> None:
 
 def test_help_lists_every_flag_and_version_the_version() -> None:
     done = run("--help")
+    assert run("-h").stdout == run("serve", "-h").stdout == done.stdout
     assert done.returncode == 0
     for words in ("--model DIR\n", "--port N\n", "[8080]", "--max-num-seqs", "--no-enable-prefix"):
         assert words in done.stdout
