@@ -78,7 +78,10 @@ struct mla_seqs {
  * was complete before the kernel just ahead in the stream could start: all of `seqs`' arrays, and
  * the cache's rows but each sequence's last q_len (a decode step's own). Then the call reads these
  * while that kernel still runs. q, and those last rows, may be what it writes. Said wrongly,
- * results are wrong or the call never ends. */
+ * results are wrong or the call never ends.
+ *
+ * Blocks of a call wait for each other, so one call runs at a time on a GPU: two on two streams
+ * might each have a part of the processors, and wait for ever. */
 struct mla_decode_args {
     struct mla_cache cache;
     struct mla_seqs seqs;
@@ -100,8 +103,8 @@ struct mla_decode_args {
 
 int mla_decode(const struct mla_decode_args *args, mla_stream stream);
 
-/* Bytes of workspace that serve every call on the current device with at most these sizes. 0 when
- * the device can't be read. */
+/* Bytes of workspace that serve every call on the current device with at most so many sequences and
+ * rows, and with these heads. 0 when the device can't be read. */
 size_t mla_decode_workspace(int32_t n_seqs, int32_t query_rows, int32_t heads, int32_t latent_dim);
 
 /* ---- cache write: where a token enters the cache ------------------------------------------------
@@ -145,7 +148,8 @@ struct mla_write_args {
     int32_t v_dim;
 
     /* With kv_b: sequences whose rows of the cache are brought to L2 while the kernel ahead still
-     * runs, since mla_decode reads them next. n_seqs 0: none. */
+     * runs, since mla_decode reads them next: these arrays were complete before that one could
+     * start. n_seqs 0: none. */
     struct mla_seqs seqs;
 
     int32_t settled; /* with kv_b: the positions were complete before the kernel just ahead in the

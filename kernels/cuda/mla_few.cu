@@ -139,9 +139,15 @@ struct layout {
     size_t stats, partials, bytes;
 };
 
+/* Tiles of n rows that a call can have, however its rows are shared by the sequences. */
+static int64_t most_items(int n_seqs, int64_t rows, int n)
+{
+    return rows / n + n_seqs;
+}
+
 static layout lay_out(int sms, int n_seqs, int64_t rows, int n, int latent_dim, int invariant)
 {
-    size_t max_items = (size_t)(rows / n + n_seqs);
+    size_t max_items = (size_t)most_items(n_seqs, rows, n);
     size_t slots = invariant ? max_items * MAX_PIECES : 2 * (size_t)sms + 2;
     layout w;
 
@@ -265,7 +271,9 @@ int launch(const struct mla_decode_args *a, int cluster, enum form form, cudaStr
     cudaLaunchAttribute attrs[2] = {};
     params p = {};
 
-    if (!device || !v.kernel || (a->batch_invariant && n_items > MAX_ITEMS))
+    if (!device || !v.kernel ||
+        (a->batch_invariant &&
+         most_items(a->seqs.n_seqs, (int64_t)a->seqs.query_rows * a->heads, n) > MAX_ITEMS))
         return MLA_UNSUPPORTED;
     while (cluster > 0 && size < SIZES && CLUSTERS[size] != cluster)
         size++;

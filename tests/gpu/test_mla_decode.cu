@@ -419,6 +419,8 @@ int main(int argc, char **argv)
         check_settled_cases("lean", decode_lean<0>, false, seed + 500);
         check_steep("few", decode_few<0>, false, seed + 250);
         check_steep("lean", decode_lean<0>, false, seed + 750);
+        /* Many rows of few sequences, as when one that was preempted is computed again. */
+        check("few", decode_few<0>, {9, 600, 2000, 16, true, true, true, true, 0, 0}, seed + 900);
     }
     if (few)
         goto out;
