@@ -59,9 +59,11 @@ variant find_16_fp8(int latent_dim, int rope_dim);
 variant find_32_bf16(int latent_dim, int rope_dim);
 variant find_32_fp8(int latent_dim, int rope_dim);
 
+/* Of a block: as the call suits; a multiprocessor; half of one (see find_lean). */
 enum form { AS_SUITS, FULL, LEAN };
 
-/* mla_few_launch with clusters of 1, 2, 3, 4, 6, 8 or 16 blocks, for tests; 0: as suits. */
+/* mla_few_launch in this form and with clusters of 1, 2, 3, 4, 6, 8 or 16 blocks, for tests; 0: as
+ * suits. */
 int launch(const struct mla_decode_args *args, int cluster, enum form form, cudaStream_t stream);
 
 } // namespace mla_few

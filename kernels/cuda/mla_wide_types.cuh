@@ -21,7 +21,7 @@ enum {
     BOX = 8192,         /* bytes of 64 rows x 64 bf16 */
     MATH_THREADS = 256, /* of the values' warpgroups; then come the scores' and the producer's */
     THREADS = 512,
-    MOST_PIECES = 128, /* of a unit: what is merged in one go */
+    MOST_PIECES = 128, /* of a unit in even pieces; a line may give one to all blocks */
     MOST_MERGERS = 64, /* of a unit: 128 would all ask for all flags */
     WORKS = 4,         /* units that the producer may be ahead */
     SEEN = 8192,       /* sequences whose lengths are compared with what they were before */
