@@ -136,6 +136,20 @@ static __device__ __forceinline__ void load_pages(const params &p, shared &sm, c
     }
 }
 
+/* Waits until what this loader brought of the last of n_pages pages is free. A block of a cluster
+ * may end then: the other one's arrivals have come, and pages from it were all waited for. */
+template <int CLUSTER>
+static __device__ __forceinline__ void await_empty(shared &sm, uint32_t n_pages, uint32_t rank,
+                                                   int loader)
+{
+#pragma unroll
+    for (int s = 0; s < 2; s++)
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++)
+            if (CLUSTER > 1 && group_loader(g) == loader && group_owner(s, g) == rank)
+                mbar_wait(smem_u32(&sm.kv_empty[s][g]), ((n_pages + 1 - s) / 2 & 1) ^ 1);
+}
+
 /* Pages of a unit from `first` on that no kernel still writes (see mla.h). */
 static __device__ __forceinline__ int settled_pages(int kv_len, int q_len, int first)
 {
@@ -215,6 +229,7 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
             c.from = read_starts(p, u.seq);
     }
     hand_over(sm, n_works, work{});
+    await_empty<CLUSTER>(sm, n_pages, rank, 0);
 }
 
 /* The other warps that bring pages. */
@@ -239,6 +254,7 @@ static __device__ __forceinline__ void produce_pages(const params &p, shared &sm
         load_pages<CLUSTER>(p, sm, table, n, settled, page_ids(table, 0, n), n_pages, waited, rank,
                             loader);
     }
+    await_empty<CLUSTER>(sm, n_pages, rank, loader);
 }
 
 /* Queries whose place is still taken come to L2 meanwhile. */
@@ -777,17 +793,19 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
     note_lengths(p, seen_in(sm));
     if (threadIdx.x % 32 == 0)
         init_barriers<CLUSTER>(sm);
+    __syncwarp();
+    if (CLUSTER > 1) /* no release: init_barriers has made the barriers seen */
+        cluster_arrive_relaxed();
     if (threadIdx.x == THREADS - 128) {
         tma_prefetch_map(&p.q);
         tma_prefetch_map(&p.kv);
     }
     launch_next();
     __syncthreads();
-    if (CLUSTER > 1)
-        cluster_arrive(), cluster_wait();
-
     if (warp == 12)
         begin<CLUSTER>(p, sm, part);
+    if (CLUSTER > 1) /* only now: finding the block's work takes as long */
+        cluster_wait();
 
     /* Registers of the block: 2 x 128 x 168 + 128 x 128 + 128 x 48 = 65,536. */
     if (warp < 8) {
@@ -807,8 +825,6 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
         else
             produce_pages<CLUSTER>(p, sm, rank, warp - 13);
     }
-    if (CLUSTER > 1)
-        cluster_arrive(), cluster_wait();
 }
 
 } // namespace mla_wide
