@@ -41,7 +41,8 @@ static int prefers_few(const struct mla_decode_args *a)
     /* By what is the same for every batch; few's workspace grows with the heads then. */
     if (a->batch_invariant)
         return a->heads <= FEW_ROWS && !mla_wide_serves(a);
-    return a->heads * a->seqs.max_q_len <= FEW_ROWS || !mla_wide_serves(a);
+    return a->heads * a->seqs.max_q_len <= FEW_ROWS || !mla_wide_serves(a) ||
+           mla_few_suits_short(a);
 }
 
 int mla_decode(const struct mla_decode_args *args, mla_stream stream)

@@ -24,6 +24,9 @@ enum {
     MIDDLE_PAGES = 64, /* and for one of one tile */
     LONG_PAGES = 192,  /* from it again for one tile */
     TWICE_PAGES = 640, /* up to it, reading the cache twice is quicker than a tile of 32 rows */
+    LEAN_EIGHT = 9,    /* up to it, clusters of 8 are quicker in the lean form; a table of as many
+                          has room for what comes after 8 */
+    LEAN_WIDE = 20,    /* up to it, that form is quicker than tiles of 64 rows, too */
 };
 
 /* Shared memory that every other call of the lean form asks for: more than half of what there is,
@@ -213,17 +216,24 @@ static variant find_lean_variant(const struct mla_decode_args *a, int *id)
     return v;
 }
 
-/* Whether a call has a cluster of 16 for each of `n_items` tiles of 16 rows, and at most a page for
- * each block: two, one after the other, would take longer than in the other form. */
-static bool suits_lean(const struct mla_decode_args *a, int n_items)
+/* Blocks that share an item in the lean form, an index of CLUSTERS: one cluster or more for each of
+ * `n_items` tiles of 16 rows, and at most a page for each block, since two, one after the other,
+ * would take longer than in the other form. Short sequences need fewer blocks, which have less to
+ * tell each other. -1 when the form does not suit. */
+static int lean_size(const struct mla_decode_args *a, int n_items)
 {
     int id, pages = pages_expected(a);
     variant v = find_lean_variant(a, &id);
 
     if (a->batch_invariant || !v.kernel || pages == 0)
-        return false;
-    int workers = workers_of(v, SIZES - 1, id);
-    return n_items <= workers && n_items * (int64_t)pages <= workers * MAX_CLUSTER;
+        return -1;
+    int size = pages <= LEAN_EIGHT ? SIZES - 2 : SIZES - 1, workers = workers_of(v, size, id);
+    return n_items <= workers && n_items * (int64_t)pages <= workers * CLUSTERS[size] ? size : -1;
+}
+
+static int items_of(const struct mla_decode_args *a, int n)
+{
+    return a->seqs.n_seqs * ((a->seqs.max_q_len * a->heads + n - 1) / n);
 }
 
 /* The workspace and what of the arguments the kernel sees; 0, or MLA_INVALID when there is too
@@ -255,16 +265,12 @@ static int set_params(params *p, const struct mla_decode_args *a, int n, int sms
     return 0;
 }
 
-static int items_of(const struct mla_decode_args *a, int n)
-{
-    return a->seqs.n_seqs * ((a->seqs.max_q_len * a->heads + n - 1) / n);
-}
-
 int launch(const struct mla_decode_args *a, int cluster, enum form form, cudaStream_t stream)
 {
     static unsigned lean_calls;
     const struct mla_device *device = mla_device();
-    bool lean = form == LEAN || (form == AS_SUITS && suits_lean(a, items_of(a, 16)));
+    int small = form == AS_SUITS ? lean_size(a, items_of(a, 16)) : -1;
+    bool lean = form == LEAN || small >= 0;
     int n = lean ? 16 : tile_rows(a), n_items = items_of(a, n), id, size = 0;
     variant v = lean ? find_lean_variant(a, &id) : find_variant(a, n, &id);
     cudaLaunchConfig_t config = {};
@@ -280,8 +286,7 @@ int launch(const struct mla_decode_args *a, int cluster, enum form form, cudaStr
     if (size == SIZES || (cluster > 0 && !fits(cluster, a->cache.latent_dim)))
         return MLA_INVALID;
     if (cluster == 0)
-        size = lean && form == AS_SUITS ? SIZES - 1 : cluster_size(a, v, id, n, n_items),
-        cluster = CLUSTERS[size];
+        size = small >= 0 ? small : cluster_size(a, v, id, n, n_items), cluster = CLUSTERS[size];
     p.workers = workers_of(v, size, id);
     /* The next call's clusters start where this one's leave room. */
     if (lean && __atomic_fetch_add(&lean_calls, 1, __ATOMIC_RELAXED) % 2)
@@ -321,6 +326,13 @@ size_t mla_few_workspace(int sms, int32_t n_seqs, int32_t query_rows, int32_t he
             most = bytes > most ? bytes : most;
         }
     return most;
+}
+
+int mla_few_suits_short(const struct mla_decode_args *a)
+{
+    int pages = pages_expected(a);
+
+    return pages > 0 && pages <= LEAN_WIDE && lean_size(a, items_of(a, 16)) >= 0;
 }
 
 int mla_few_launch(const struct mla_decode_args *args, cudaStream_t stream)

@@ -293,9 +293,11 @@ static __device__ __forceinline__ void weigh_parts(const params &p, shared<S> &s
 {
     int lane = thread() % 32, col = lane % 16, first = lane / 16;
     float2 v[SHARE];
+    uint32_t looks = 0;
     bool there;
 
     do {
+        look_again(looks);
         there = true;
 #pragma unroll
         for (int k = 0; k < SHARE; k++)

@@ -341,7 +341,8 @@ static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> 
 #pragma unroll
     for (int step = 1; step < 32; step *= 2)
         size += __shfl_xor_sync(~0u, size, step);
-    float factor = f16_factor(reference, size);
+    /* A row that is not finite leaves the others as they are. */
+    float factor = f16_factor(reference, size < INFINITY ? size : 0x1p14f);
     if (lane < at.cluster)
         send_1(cluster_map(smem_u32(&s.factors[at.rank][t / 32]), lane),
                cluster_map(received, lane), __int_as_float((127 + (int)reference) << 23));
@@ -458,8 +459,9 @@ static __device__ __forceinline__ void find_weights(const params &p, float2 (*st
 
     for (int i = lane / PER_WARP; i < x.parts; i += 32 / PER_WARP) {
         float2 *from = stats_of<S>(p, slot_of(x, i), at.rank, round) + col;
-        while (!find_2(stats[i][col], from)) {
-        }
+        uint32_t looks = 0;
+        while (!find_2(stats[i][col], from))
+            look_again(looks);
         __stcg(from, make_float2(0, 0));
     }
     float2 ml = weigh<PER_WARP>(stats, x.parts, true, col);
@@ -481,8 +483,10 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
         return partial_of<S>(p, slot_of(x, part), round, first + i, t);
     };
     auto read = [&](int i, int begin) {
+        uint32_t looks = 0;
         bool there;
         do {
+            look_again(looks);
             there = true;
 #pragma unroll
             for (int k = 0; k < BATCH; k++)

@@ -40,5 +40,7 @@ size_t mla_wide_workspace(int sms, int32_t latent_dim);
  * All of its workspace is zero between calls: no other kernel may write there. */
 int mla_few_launch(const struct mla_decode_args *args, cudaStream_t stream);
 int mla_few_serves(const struct mla_decode_args *args);
+/* Whether it is the quicker one even for many rows: a few short sequences. */
+int mla_few_suits_short(const struct mla_decode_args *args);
 size_t mla_few_workspace(int sms, int32_t n_seqs, int32_t query_rows, int32_t heads,
                          int32_t latent_dim, int invariant);

@@ -221,9 +221,9 @@ static __device__ __forceinline__ void merge_here(const params &p, math &t, floa
 {
     if (threadIdx.x == 0)
         for (int k = 1; k < d.n; k++) {
-            uint32_t *flag = flag_of<CLUSTER>(p, d, k, rank);
-            while (load_acquire(flag) == 0) {
-            }
+            uint32_t *flag = flag_of<CLUSTER>(p, d, k, rank), looks = 0;
+            while (load_acquire(flag) == 0)
+                look_again(looks);
             *flag = 0;
         }
     named_sync(1, MATH_THREADS);
@@ -307,7 +307,9 @@ static __device__ __forceinline__ void fetch_parts(const params &p, shared &sm, 
     }
     int k = (int)threadIdx.x / 32 * each + (int)threadIdx.x % 32;
     bool missing = (int)threadIdx.x % 32 < each && k < d.n;
+    uint32_t looks = 0;
     while (__any_sync(~0u, missing)) {
+        look_again(looks);
         if (!missing || load_acquire(flag_of<CLUSTER>(p, d, k, rank)) == 0)
             continue;
         const partial<CLUSTER> from(p, d, k, rank);

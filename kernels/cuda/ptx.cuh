@@ -58,6 +58,14 @@ __device__ __forceinline__ void mbar_wait(uint32_t bar, uint32_t parity)
     }
 }
 
+/* Counts the looks at a word of global memory that another block will write: one that never comes
+ * (by an error, or the caller's, see mla.h) is a fault after some ten seconds, not a hang. */
+__device__ __forceinline__ void look_again(uint32_t &looks)
+{
+    if (++looks == 1u << 24)
+        __trap();
+}
+
 /* The same for a barrier at which other blocks of the cluster arrive after writing here. */
 __device__ __forceinline__ void mbar_wait_cluster(uint32_t bar, uint32_t parity)
 {

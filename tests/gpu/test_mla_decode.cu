@@ -1,5 +1,5 @@
-/* mla_decode against a float reference, over the grid of the peer's own test (see kernels.md's
- * tolerances) and the cases its users asked for. Every kernel that serves a case is tried.
+/* mla_decode against a float reference, over the grid of FlashMLA's own test, within its
+ * tolerances, and the cases its users asked for. Every kernel that serves a case is tried.
  *
  *   test_mla_decode [race|quick|few] [seed]   race, quick: small cases, a handful of tiny ones and
  *                                             some more, for compute-sanitizer; few: the kernel
@@ -348,6 +348,46 @@ static void check_magnitudes(uint64_t seed)
                             seed++);
 }
 
+/* A head whose queries are not finite has no result, the others of its tile have theirs. */
+static void check_nan(const char *kernel, launch_fn launch, const mla_case &c, uint64_t seed)
+{
+    mla_setup s(c, seed);
+    size_t row = (size_t)s.args.cache.latent_dim, n = s.query_rows * c.heads * row;
+    size_t width = row + s.args.cache.rope_dim;
+    std::vector<__nv_bfloat16> got(n);
+    std::vector<float> want(n), after(n);
+    char why[256] = "";
+
+    int status = launch(&s.args, 0);
+    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++)
+        want[i] = __bfloat162float(got[i]);
+    s.poison();
+    CHECK_CUDA(cudaMemset((char *)s.args.q + width * 2, 0xff, width * 2)); /* row 0, head 1 */
+    status |= launch(&s.args, 0);
+    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+    bool ok = status == MLA_OK;
+    for (size_t i = row; i < 2 * row; i++) {
+        ok = ok && isnan(__bfloat162float(got[i]));
+        got[i] = __float2bfloat16(want[i]);
+    }
+    ok = ok && compare(want, got, {}, {}, why);
+    ok ? passed++ : failed++;
+    if (!ok)
+        printf("FAIL %s, one head NaN: b %d q_len %d kv_len %d H %d fp8 %d: %s\n", kernel, c.batch,
+               c.q_len, c.kv_len, c.heads, c.fp8, why);
+}
+
+static void check_nans(uint64_t seed)
+{
+    for (int heads : {5, 16, 32, 64, 128})
+        for (int fp8 = 0; fp8 < 2; fp8++)
+            for (int kv : {700, 9000})
+                for (int b : {1, 40})
+                    check_nan("decode", decode,
+                              {b, 1, kv, heads, false, true, (bool)fp8, false, 0, 0}, seed++);
+}
+
 /* Lengths change between replays of one captured graph. */
 static void check_graph(int heads)
 {
@@ -463,11 +503,18 @@ int main(int argc, char **argv)
                 check("decode", decode, {5, 2, 1000, h, true, true, (bool)fp8, false, 256, rope},
                       seed++);
     }
+    /* Few pages and many heads: up to where tiles of 16 rows serve them, and past it. */
+    for (int h : {33, 48, 64, 100, 128})
+        for (int q : {1, 2, 3})
+            for (int kv : {64, 500, 1024, 1025, 1700, 2000})
+                for (int b : {1, 2, 3})
+                    check("decode", decode, {b, q, kv, h, b > 1, true, false, false, 0, 0}, seed++);
     check("decode", decode, {300, 1, 300, 16, true, true, false, false, 0, 0}, seed++);
     check("decode", decode, {3, 100, 2000, 16, true, true, false, false, 0, 0}, seed++);
     check_settled_cases("decode", decode, true, seed += 1000);
     check_steep("decode", decode, true, seed + 700);
     check_magnitudes(seed + 900);
+    check_nans(seed + 1800);
     for (int h : {16, 64, 128})
         check_graph(h);
 out:
