@@ -78,10 +78,10 @@ struct mla_seqs {
  * was complete before the kernel just ahead in the stream could start: all of `seqs`' arrays, and
  * the cache's rows but each sequence's last q_len (a decode step's own). Then the call reads these
  * while that kernel still runs. q, and those last rows, may be what it writes. Said wrongly,
- * results are wrong or the call never ends.
+ * results are wrong, or the call ends in a fault, if it ends.
  *
  * Blocks of a call wait for each other, so one call runs at a time on a GPU: two on two streams
- * might each have a part of the processors, and wait for ever. */
+ * might each have a part of the processors, and wait until a fault ends them. */
 struct mla_decode_args {
     struct mla_cache cache;
     struct mla_seqs seqs;
