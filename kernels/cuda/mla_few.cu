@@ -23,7 +23,7 @@ enum {
     SHORT_PAGES = 48,  /* up to it, clusters of 16 are the quickest for one sequence of two tiles */
     MIDDLE_PAGES = 64, /* and for one of one tile */
     LONG_PAGES = 192,  /* from it again for one tile */
-    TWICE_PAGES = 640, /* up to it, reading the cache twice is quicker than a tile of 32 rows */
+    TWICE_PAGES = 96,  /* up to it, reading the cache twice is quicker than a tile of 32 rows */
     LEAN_EIGHT = 9,    /* up to it, clusters of 8 are quicker in the lean form; a table of as many
                           has room for what comes after 8 */
     LEAN_WIDE = 20,    /* up to it, that form is quicker than tiles of 64 rows, too */

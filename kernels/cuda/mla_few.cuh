@@ -13,8 +13,9 @@
  *              added through shared memory), then the same probabilities, then half of the output;
  *              with 32 rows each gets whole scores and makes probabilities of half of the columns
  *   warp 8     plans (mla_few_work.cuh), and brings the cache, by TMA, STAGES tiles ahead
- *   warp 9     tells the cluster of the block's maxima and sums, and makes weights of what it hears
- *   10 and 11  nothing: they are there (UNEVEN) so that the others can have their registers
+ *   warp 9     tells the cluster of the block's maxima and sums, and makes weights of what it
+ * hears; with 32 rows of columns 0-15, and warp 10 of the others 10 and 11  nothing else: they are
+ * there (UNEVEN) so that the others can have their registers
  *
  * The lean form (16 rows, bf16) is for calls of few pages a block: half of a multiprocessor, so
  * that the next call's blocks stand beside, with plan made and first page there, when this call
@@ -73,6 +74,9 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT, bool LEAN_ = false> struct
     /* Many accumulators or widened values need more registers than nine warps can have alike. */
     static constexpr bool UNEVEN = FP8 || N > 16;
     static constexpr int THREADS = UNEVEN ? 384 : MATH + 64;
+    static constexpr int HERALDS = 32 * ROUNDS; /* threads, see herald() */
+    static constexpr int TOLD = MATH + HERALDS; /* those that meet at *_BARRIER */
+    static constexpr int READY = MATH + HERALDS + 32;
     static constexpr bool LAGS = UNEVEN; /* references, see raise_references() */
     static constexpr int P_TILES = FP8 ? (BY_COLUMNS ? 2 : 1) * GROUPS : 1;
     /* What the groups send each other of scores goes by way of the tile's rope part. */
@@ -80,17 +84,19 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT, bool LEAN_ = false> struct
     static constexpr int SUMS = BY_TILE || LEAN ? 1
                                 : BY_COLUMNS    ? 2
                                                 : N / 8; /* float4 of a thread */
-    static constexpr bool EARLY_PARTS = N == 16; /* parts' weights while they come; needs room */
-    static constexpr int REST = Q_STAGES * Q_BYTES + P_COPIES * P_TILES * N * 128 +
-                                (BY_TILE || LEAN ? 0 : 8192 * SUMS) +
-                                (EARLY_PARTS ? 2 : 1) * ROUNDS * MAX_CLUSTER * 16 * 8 + 12 * N * 4 +
-                                1024 + MAX_CLUSTER * 32;
+    static constexpr int REST =
+        Q_STAGES * Q_BYTES + P_COPIES * P_TILES * N * 128 + (BY_TILE || LEAN ? 0 : 8192 * SUMS) +
+        ROUNDS * MAX_CLUSTER * 16 * 8 + 12 * N * 4 + 1024 + MAX_CLUSTER * 32;
     static constexpr int SHARED_BYTES = LEAN ? 115712 : 232448; /* at most */
     static constexpr int FIT = (SHARED_BYTES - REST) / STAGE_BYTES, STAGES = FIT < 4 ? FIT : 4;
 
     /* The stages that merging's room takes. */
     static constexpr int ROOMS = LEAN ? 0 : 1; /* LEAN: the rope part and queries, see room_of() */
-    static_assert(!LEAN || ROOM_BYTES <= (BOXES - BLOCKS) * TILE * 128 + Q_BYTES, "room");
+    /* What stands at the end of the queries, see part_stats(). */
+    static constexpr int PART_STATS_BYTES = ROUNDS * MAX_CLUSTER * 16 * 8;
+    static_assert(ROUNDS * UNITS / 2 * 1024 <= Q_BYTES - PART_STATS_BYTES, "output before it");
+    static_assert(!LEAN || ROOM_BYTES <= (BOXES - BLOCKS) * TILE * 128 + Q_BYTES - PART_STATS_BYTES,
+                  "room before it");
     static_assert(STAGES > ROOMS, "a stage besides merging's");
 };
 
@@ -128,8 +134,6 @@ template <class S> struct shared {
     float maxima[2][S::SCORED];               /* of a piece, by each group: of its columns */
     float sums_of[2][4][S::SCORED];           /* [group][warp]: sums over the warp's tokens */
     float2 stats[S::ROUNDS][MAX_CLUSTER][16]; /* a merge's senders' (m, l) */
-    /* The same of an item's parts, when there are no more. */
-    float2 part_stats[S::EARLY_PARTS ? S::ROUNDS : 1][S::EARLY_PARTS ? MAX_CLUSTER : 1][16];
     float factors[MAX_CLUSTER][8]; /* and what undoes that of each of their warps, see send() */
     alignas(16) float by_warp[2][4][S::SCORED];
     int32_t limits[S::N];   /* of a piece's rows: tokens that they see */
@@ -428,7 +432,7 @@ static __device__ __forceinline__ void bring_cache(const params &p, shared<S> &s
         if (p.settled || pass == 1 || f.w.holds(p))
             break;
     }
-    named_sync(READY_BARRIER, S::MATH + 64);
+    named_sync(READY_BARRIER, S::READY);
     for (bool first = true; f.more; first = false)
         bring_piece<S>(p, s, f, first);
     f.x.rows = 0;

@@ -208,7 +208,7 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
             [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); },
             [&] {
                 if (cluster > 1)
-                    named_arrive(TOLD_BARRIER, S::MATH + 32);
+                    named_arrive(TOLD_BARRIER, S::TOLD);
             });
         at.turned = S::LEAN ? s.tiles[0] + S::STATS_BYTES : q;
         finish<S>(p, s, x, tiles, at, st);
@@ -220,23 +220,20 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
 
 /* ---- the warp that tells and weighs ---------------------------------------------------------- */
 
-/* Sends this block's maxima and sums to every block of the cluster: ahead of the output, so that
- * weights are known when that is there. */
+/* Sends this block's maxima and sums of a round to every block of the cluster: ahead of the output,
+ * so that weights are known when that is there. */
 template <class S>
-static __device__ __forceinline__ void tell_cluster(shared<S> &s, int rank, int cluster)
+static __device__ __forceinline__ void tell_cluster(shared<S> &s, int rank, int cluster, int round)
 {
     int lane = thread() % 32, col = lane % 16;
     uint32_t heard = smem_u32(&s.heard);
+    float2 ml = whole_of<S>(s, 16 * round + col, 0);
+    uint32_t place = smem_u32(&s.stats[round][rank][col]);
 
-#pragma unroll
-    for (int r = 0; r < S::ROUNDS; r++) {
-        float2 ml = whole_of<S>(s, 16 * r + col, 0);
-        uint32_t place = smem_u32(&s.stats[r][rank][col]);
 #pragma unroll 4
-        for (int to = lane / 16; to < cluster; to += 2)
-            send_2(cluster_map(place, to), cluster_map(heard, to),
-                   make_uint2(__float_as_uint(ml.x), __float_as_uint(ml.y)));
-    }
+    for (int to = lane / 16; to < cluster; to += 2)
+        send_2(cluster_map(place, to), cluster_map(heard, to),
+               make_uint2(__float_as_uint(ml.x), __float_as_uint(ml.y)));
 }
 
 enum { SHARE = MAX_CLUSTER / 2 /* partial results of a column that a lane has of 16 */ };
@@ -288,8 +285,8 @@ static __device__ __forceinline__ void weigh_cluster(const params &p, shared<S> 
 
 /* Weights of an item's parts, as they become known. */
 template <class S>
-static __device__ __forceinline__ void weigh_parts(const params &p, shared<S> &s, const piece &x,
-                                                   int rank, int round)
+static __device__ __forceinline__ void weigh_parts(const params &p, float2 (*stats)[16],
+                                                   const piece &x, int rank, int round)
 {
     int lane = thread() % 32, col = lane % 16, first = lane / 16;
     float2 v[SHARE];
@@ -312,7 +309,7 @@ static __device__ __forceinline__ void weigh_parts(const params &p, shared<S> &s
     float2 ml = weigh_few(v, true);
 #pragma unroll
     for (int k = 0; k < SHARE; k++)
-        s.part_stats[round][first + 2 * k][col].x = v[k].x;
+        stats[first + 2 * k][col].x = v[k].x;
     if (lane < 16 && rank == 0)
         write_lse(p, x, 16 * round + col, ml);
     __syncwarp(); /* all has been read */
@@ -322,37 +319,34 @@ static __device__ __forceinline__ void weigh_parts(const params &p, shared<S> &s
             __stcg(stats_of<S>(p, slot_of(x, first + 2 * k), rank, round) + col, make_float2(0, 0));
 }
 
-/* Beside the math warps, for each piece: they would wait for one step after the other. */
+/* Beside the math warps, for each piece: they would wait for one step after the other. A warp for
+ * each round. */
 template <class S>
 static __device__ __forceinline__ void herald(const params &p, shared<S> &s, int rank, int cluster)
 {
     ring<WORKS> works;
+    int round = S::ROUNDS == 1 ? 0 : (int)threadIdx.x / 32 - (S::MATH / 32 + 1);
 
-    named_sync(READY_BARRIER, S::MATH + 64);
+    named_sync(READY_BARRIER, S::READY);
     if (cluster > 1) /* the others' barriers are there */
         cluster_wait();
 #pragma unroll 1
     for (int n = 0; await_piece<S>(s, works).rows > 0; n++) {
         const piece &x = s.work[works.stage];
         if (cluster > 1) {
-            named_sync(TOLD_BARRIER, S::MATH + 32);
+            named_sync(TOLD_BARRIER, S::TOLD);
             if (n > 0) /* at first everybody is ready for it */
                 mbar_wait_cluster(smem_u32(&s.granted), n & 1);
-            tell_cluster<S>(s, rank, cluster);
-            if (threadIdx.x % 32 == 0)
+            tell_cluster<S>(s, rank, cluster, round);
+            if (threadIdx.x % 32 == 0 && round == 0)
                 mbar_arrive_expect(smem_u32(&s.heard), S::ROUNDS * cluster * 16 * 8);
             mbar_wait_cluster(smem_u32(&s.heard), n & 1);
-#pragma unroll 1
-            for (int r = 0; r < S::ROUNDS; r++)
-                weigh_cluster<S>(p, s, x, rank, cluster, r);
-            named_arrive(WEIGHED_BARRIER, S::MATH + 32);
-            if constexpr (S::EARLY_PARTS)
-                if (early_parts<S>(p, x, cluster)) {
-#pragma unroll 1
-                    for (int r = 0; r < S::ROUNDS; r++)
-                        weigh_parts<S>(p, s, x, rank, r);
-                    named_arrive(PARTS_BARRIER, S::MATH + 32);
-                }
+            weigh_cluster<S>(p, s, x, rank, cluster, round);
+            named_arrive(WEIGHED_BARRIER, S::TOLD);
+            if (early_parts<S>(p, x, cluster)) {
+                weigh_parts<S>(p, part_stats<S>(s.q[n & S::Q_STAGES - 1], round), x, rank, round);
+                named_arrive(PARTS_BARRIER, S::TOLD);
+            }
         }
         arrive_warp(s.work_empty[works.stage]);
         works.advance();
@@ -368,7 +362,7 @@ template <class S> static __device__ void init_barriers(shared<S> &s, int cluste
     mbar_init(smem_u32(&s.asked), S::MATH / 32);
     for (int i = 0; i < WORKS; i++) {
         mbar_init(smem_u32(&s.work_full[i]), 1);
-        mbar_init(smem_u32(&s.work_empty[i]), S::MATH / 32 + 1);
+        mbar_init(smem_u32(&s.work_empty[i]), S::TOLD / 32);
     }
     mbar_init(smem_u32(&s.granted), cluster);
     mbar_init(smem_u32(&s.heard), 1);
@@ -411,7 +405,7 @@ __global__ void __launch_bounds__(S::THREADS, S::LEAN ? 2 : 1)
             cluster_arrive_relaxed();
         if constexpr (S::UNEVEN)
             registers_lower<104>();
-        if (threadIdx.x / 32 == S::MATH / 32 + 1) {
+        if (threadIdx.x >= S::MATH + 32 && threadIdx.x < S::READY) {
             herald<S>(p, s, rank, cluster);
             return;
         }
@@ -432,7 +426,7 @@ __global__ void __launch_bounds__(S::THREADS, S::LEAN ? 2 : 1)
         if (cluster > 1)
             cluster_arrive_relaxed();
         make_routes<S>(s, rank, cluster);
-        named_arrive(READY_BARRIER, S::MATH + 64);
+        named_arrive(READY_BARRIER, S::READY);
         sync_math<S>();
         if constexpr (S::UNEVEN)
             registers_raise<200>();

@@ -66,18 +66,22 @@ static __device__ __forceinline__ uint8_t *room_of(shared<S> &s, const ring<S::S
     return s.tiles[at.stage];
 }
 
-/* 4 floats of a unit += w * part */
-static __device__ __forceinline__ void add_part(float (&v)[4], const float4 &part, const float2 *w,
-                                                int half, int t, float by = 1)
+/* Weights of a partial result's two columns that a thread has of a unit: their half of `stats`,
+ * times `by`. */
+static __device__ __forceinline__ float2 weights_of(const float2 *stats, int half, int t, float by)
 {
-    float4 a = *(const float4 *)(w + 8 * half + column(0, t));
+    float4 a = *(const float4 *)(stats + 8 * half + column(0, t));
 
-    a.x *= by, a.z *= by;
+    return make_float2(a.x * by, a.z * by);
+}
 
-    v[0] += a.x * part.x;
-    v[1] += a.z * part.y;
-    v[2] += a.x * part.z;
-    v[3] += a.z * part.w;
+/* 4 floats of a unit += w * part */
+static __device__ __forceinline__ void add_part(float (&v)[4], const float4 &part, const float2 &w)
+{
+    v[0] += w.x * part.x;
+    v[1] += w.y * part.y;
+    v[2] += w.x * part.z;
+    v[3] += w.y * part.w;
 }
 
 /* Turns (m, l) of n partial results of 16 columns into their weights (w, -) in the whole, 1 / sum
@@ -383,16 +387,18 @@ static __device__ __forceinline__ void gather(const params &p, shared<S> &s, con
 #pragma unroll 1
         for (int begin = 0; begin < at.cluster; begin += BATCH) {
             uint2 part[BATCH];
+            float2 w[BATCH]; /* 0 of a block that there isn't */
 #pragma unroll
-            for (int k = 0; k < BATCH; k++)
-                part[k] = from[min(begin + k, at.cluster - 1) * own * (S::UNIT_BYTES / 8)];
+            for (int k = 0; k < BATCH; k++) {
+                int who = min(begin + k, at.cluster - 1);
+                part[k] = from[who * own * (S::UNIT_BYTES / 8)];
+                w[k] = weights_of(s.stats[round][begin + k], (first + i) % 2, t, factor[who * 8]);
+            }
 #pragma unroll
-            for (int k = 0; k < BATCH; k++)
-                if (begin + k < at.cluster) {
-                    float2 a = unpack_f16(part[k].x), b = unpack_f16(part[k].y);
-                    add_part(v, make_float4(a.x, a.y, b.x, b.y), s.stats[round][begin + k],
-                             (first + i) % 2, t, factor[(begin + k) * 8]);
-                }
+            for (int k = 0; k < BATCH; k++) {
+                float2 a = unpack_f16(part[k].x), b = unpack_f16(part[k].y);
+                add_part(v, make_float4(a.x, a.y, b.x, b.y), w[k]);
+            }
         }
         if (x.parts == 1)
             turn_unit<S>(at.turned, round * own + i, v, t);
@@ -411,7 +417,7 @@ static __device__ __forceinline__ void exchange(const params &p, shared<S> &s,
                            at.cluster * (at.own * S::UNIT_BYTES + S::MATH / 8));
     mbar_wait_cluster(smem_u32(&s.granted), at.exchanges & 1);
     send<S>(s, tiles, st, at);
-    named_sync(WEIGHED_BARRIER, S::MATH + 32);
+    named_sync(WEIGHED_BARRIER, S::TOLD);
     mbar_wait_cluster(smem_u32(&s.received), at.exchanges & 1);
     at.exchanges++;
 #pragma unroll 1
@@ -444,8 +450,13 @@ static __device__ __forceinline__ bool arrived_last(const params &p, shared<S> &
 template <class S>
 static __device__ __forceinline__ bool early_parts(const params &p, const piece &x, int cluster)
 {
-    return S::EARLY_PARTS && cluster > 1 && x.parts > 1 && x.parts <= MAX_CLUSTER && x.part == 0 &&
-           !p.invariant;
+    return cluster > 1 && x.parts > 1 && x.parts <= MAX_CLUSTER && x.part == 0 && !p.invariant;
+}
+
+/* Where these weights stand, (parts, 16) of a round: in the queries, which have been multiplied. */
+template <class S> static __device__ __forceinline__ float2 (*part_stats(uint8_t *q, int round))[16]
+{
+    return (float2(*)[16])(q + S::Q_BYTES - S::PART_STATS_BYTES) + round * MAX_CLUSTER;
 }
 
 /* Their weights, and what follows from them at once. `stats`: room for (parts, 16). */
@@ -457,6 +468,7 @@ static __device__ __forceinline__ void find_weights(const params &p, float2 (*st
     constexpr int PER_WARP = 512 / S::MATH; /* columns */
     int t = thread(), lane = t % 32, col = t / 32 * PER_WARP + t % PER_WARP;
 
+    sync_math<S>(); /* what stood there has been read */
     for (int i = lane / PER_WARP; i < x.parts; i += 32 / PER_WARP) {
         float2 *from = stats_of<S>(p, slot_of(x, i), at.rank, round) + col;
         uint32_t looks = 0;
@@ -499,17 +511,22 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
         float v[4] = {};
 #pragma unroll 1
         for (int begin = 0; begin < x.parts; begin += BATCH) {
+            float2 w[BATCH];
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                w[k] = weights_of(stats[min(begin + k, x.parts - 1)], (first + i) % 2, t,
+                                  begin + k < x.parts);
             read(i, begin);
 #pragma unroll
             for (int k = 0; k < BATCH; k++)
-                if (begin + k < x.parts) {
-                    add_part(v, part[k], stats[begin + k], (first + i) % 2, t);
+                add_part(v, part[k], w[k]);
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                if (begin + k < x.parts)
                     __stcg(place(i, begin + k), make_float4(0, 0, 0, 0));
-                }
         }
         turn_unit<S>(at.turned, round * own + i, v, t);
     }
-    sync_math<S>();
 }
 
 /* ---- the end of a piece ---------------------------------------------------------------------- */
@@ -536,12 +553,12 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
     if (!whole && (p.invariant ? arrived_last<S>(p, s, x, at.rank) : x.part == 0)) {
         sync_math<S>(); /* what was merged within the cluster has been read */
         if (early_parts<S>(p, x, at.cluster))
-            named_sync(PARTS_BARRIER, S::MATH + 32);
+            named_sync(PARTS_BARRIER, S::TOLD);
 #pragma unroll 1
         for (int r = 0; r < S::ROUNDS; r++) {
             float2(*stats)[16] = (float2(*)[16])s.tiles[tiles.stage];
             if (early_parts<S>(p, x, at.cluster))
-                stats = s.part_stats[S::EARLY_PARTS ? r : 0];
+                stats = part_stats<S>(S::LEAN ? s.q[0] : at.turned, r);
             else
                 find_weights<S>(p, stats, x, at, r);
             merge_parts<S>(p, stats, x, at, r);
