@@ -219,13 +219,14 @@ static variant find_lean_variant(const struct mla_decode_args *a, int *id)
 /* Blocks that share an item in the lean form, an index of CLUSTERS: one cluster or more for each of
  * `n_items` tiles of 16 rows, and at most a page for each block, since two, one after the other,
  * would take longer than in the other form. Short sequences need fewer blocks, which have less to
- * tell each other. -1 when the form does not suit. */
+ * tell each other. -1 when the form does not suit, as where the next kernel comes late: it is for
+ * having that one's blocks beside its own. */
 static int lean_size(const struct mla_decode_args *a, int n_items)
 {
     int id, pages = pages_expected(a);
     variant v = find_lean_variant(a, &id);
 
-    if (a->batch_invariant || !v.kernel || pages == 0)
+    if (a->batch_invariant || a->next_late || !v.kernel || pages == 0)
         return -1;
     int size = pages <= LEAN_EIGHT ? SIZES - 2 : SIZES - 1, workers = workers_of(v, size, id);
     return n_items <= workers && n_items * (int64_t)pages <= workers * CLUSTERS[size] ? size : -1;
