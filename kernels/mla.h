@@ -91,7 +91,8 @@ struct mla_decode_args {
     int32_t heads;       /* 1 .. MLA_MAX_HEADS */
     float softmax_scale; /* of the model: (nope + rope)^-0.5 times YaRN's mscale^2 */
     int32_t causal;
-    int32_t batch_invariant; /* a sequence's bits depend on nothing but the sequence; some slower */
+    int32_t batch_invariant; /* a sequence's bits depend on nothing but the sequence and its q_len;
+                                some slower */
     int32_t settled;         /* see above; 0 is always right */
     int32_t next_late;       /* what is queued next asks for much memory as soon as it may start: it
                                 may once this call has asked for its own */

@@ -38,12 +38,12 @@ struct step_image step_image_at(char *base, struct step_counts n)
     return image;
 }
 
-/* Spans that a batch of these sizes can have: a sequence is cut where a group ends. */
+/* Spans that a batch of these sizes can have: a sequence is cut where a group ends, or to rows. */
 static int32_t most_spans(const struct cuda_backend *cu, int32_t rows, int32_t seqs)
 {
     int32_t group = cu->absorb_rows > 0 ? cu->absorb_rows : rows;
 
-    return seqs + rows / group + 1;
+    return cu->batch_invariant ? rows : seqs + rows / group + 1;
 }
 
 int cuda_steps_open(struct cuda_backend *cu, struct error *err)
@@ -130,7 +130,8 @@ static void put_rows(struct step_image *image, const struct batch *batch,
 }
 
 /* The absorbed rows of a sequence as spans, in the last group while they follow it and fit, then in
- * new ones. Returns the number of spans so far. */
+ * new ones. In batch-invariant mode each row is one, as when it was generated: how mla_decode cuts
+ * the context and fills tiles depends on the rows of a span. Returns the number of spans so far. */
 static int32_t put_spans(struct cuda_backend *cu, struct step_image *image,
                          const struct batch_seq *seq, int32_t n_spans)
 {
@@ -145,7 +146,9 @@ static int32_t put_spans(struct cuda_backend *cu, struct step_image *image,
             g = &step->groups[step->n_groups++];
             *g = {at, 0, n_spans, 0, 0};
         }
-        int32_t n = seq->n_rows - row < room - g->rows ? seq->n_rows - row : room - g->rows;
+        int32_t left = seq->n_rows - row, n = left < room - g->rows ? left : room - g->rows;
+        if (cu->batch_invariant)
+            n = 1;
         image->q_starts[n_spans] = g->rows;
         image->q_lens[n_spans] = n;
         image->kv_lens[n_spans] = seq->kv_len - (seq->n_rows - row - n);

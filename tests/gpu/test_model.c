@@ -38,6 +38,7 @@ static const double MAX_NOISE_NOISY = 0.04;
 
 static int failures;
 static enum dtype kv_dtype = DTYPE_BF16;
+static int32_t batch_invariant;
 static bool chosen; /* the model at hand has an indexer, and contexts longer than it chooses */
 
 struct expected {
@@ -104,7 +105,8 @@ static struct runner open_model(const char *dir, bool gpu)
     struct backend_options options = {
         .slots = SEQS,
         .limits = {.max_rows = MAX_ROWS, .max_seqs = SEQS, .max_pages = SEQS * SEQ_PAGES},
-        .kv_dtype = gpu ? kv_dtype : DTYPE_F32};
+        .kv_dtype = gpu ? kv_dtype : DTYPE_F32,
+        .batch_invariant = batch_invariant};
 
     must(model_config_load(&r.config, dir, &err) == 0, dir, &err);
     must(model_want_mtp(&r.config, dir, &err) == 0, dir, &err);
@@ -369,6 +371,73 @@ static void check_again(struct runner *r, const struct expected *e, const char *
     free(first);
 }
 
+/* Adds tokens [from, to) of the sequence in pages `place` to the batch. */
+static void add(struct runner *r, int32_t place, const int32_t *tokens, int32_t from, int32_t to,
+                bool absorbed, bool wants_logits)
+{
+    struct batch_seq seq = {.slot = place,
+                            .n_rows = to - from,
+                            .kv_len = to,
+                            .absorbed = absorbed,
+                            .wants_logits = wants_logits};
+
+    batch_add(r->batch[0], seq, tokens + from, r->pages[place], 0);
+}
+
+static void step(struct runner *r, float *logits)
+{
+    struct error err;
+    struct tensor out = model_forward(r->model, r->batch[0]);
+
+    must(r->be->ops->finish(r->be, &err) == 0, "step", &err);
+    if (logits)
+        r->be->ops->download(r->be, logits, &out);
+    batch_clear(r->batch[0]);
+}
+
+/* Batch-invariant: a sequence that was decoded alone, and the same when it was preempted and is
+ * computed again beside others, in other chunks and other pages. */
+static void check_preempted(const char *checkpoint, const char *vectors)
+{
+    batch_invariant = 1;
+    struct runner r = open_model(checkpoint, true);
+    struct expected e = read_expected(vectors);
+    int32_t vocab = r.config.vocab_size, n = e.n_prompt + e.n_greedy, differing = 0;
+    int32_t cut = e.n_prompt / 3 + 1, middle = e.n_prompt + e.n_greedy / 3;
+    float *alone = mem_zalloc((size_t)vocab, sizeof(*alone));
+    float *again = mem_zalloc((size_t)vocab, sizeof(*again));
+
+    batch_clear(r.batch[0]);
+    add(&r, 0, e.tokens, 0, e.n_prompt, false, false);
+    step(&r, NULL);
+    for (int32_t t = e.n_prompt; t < n; t++) {
+        add(&r, 0, e.tokens, t, t + 1, true, true);
+        step(&r, alone);
+    }
+    add(&r, 1, e.tokens + 1, 0, 9, false, false);
+    add(&r, 2, e.tokens, 0, cut, false, false);
+    step(&r, NULL);
+    add(&r, 1, e.tokens + 1, 9, 10, true, false);
+    add(&r, 2, e.tokens, cut, e.n_prompt, false, false);
+    step(&r, NULL);
+    add(&r, 1, e.tokens + 1, 10, 11, true, false);
+    add(&r, 2, e.tokens, e.n_prompt, middle, true, false);
+    add(&r, 3, e.tokens, 0, 5, false, false);
+    step(&r, NULL);
+    add(&r, 2, e.tokens, middle, n, true, true);
+    step(&r, again);
+    for (int32_t i = 0; i < vocab; i++)
+        differing += !(alone[i] == again[i]);
+    printf("  %-40s %s preempted: %d of %d logits differ\n", vectors,
+           kv_dtype == DTYPE_BF16 ? "bf16" : "FP8 ", differing, vocab);
+    failures += differing > 0;
+    batch_invariant = 0;
+    free(alone);
+    free(again);
+    free(e.logits);
+    close_model(&r);
+}
+
 /* Rows of a layer of multi-token prediction at positions [from, to) of sequence 0, after those of
  * the pass before, or its logit row. The logits of the last one are in r->logits. */
 static const float *draft(struct runner *r, const int32_t *next_tokens, int32_t from, int32_t to,
@@ -456,6 +525,7 @@ static void check_tiny(const char *name)
     char *dir = path_join("tests/vectors/tiny", name);
 
     check_checkpoint(dir, dir);
+    check_preempted(dir, dir);
     free(dir);
 }
 
@@ -483,11 +553,12 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (int i = 1; i < argc && !demo; i++)
         check_tiny(argv[i]);
-    if (argc == 1 || demo)
-        check_checkpoint("model/demo", "tests/vectors/demo");
-    kv_dtype = DTYPE_F8_E4M3;
-    if (argc == 1)
-        check_checkpoint("model/demo", "tests/vectors/demo");
+    for (int fp8 = 0; fp8 < 2 && (argc == 1 || demo); fp8++) {
+        kv_dtype = fp8 ? DTYPE_F8_E4M3 : DTYPE_BF16;
+        if (!fp8 || !demo)
+            check_checkpoint("model/demo", "tests/vectors/demo");
+        check_preempted("model/demo", "tests/vectors/demo");
+    }
     kv_dtype = DTYPE_BF16;
     for (size_t i = 0; argc == 1 && i < sizeof(tiny) / sizeof(tiny[0]); i++)
         check_tiny(tiny[i]);
