@@ -59,10 +59,11 @@ static __device__ constexpr int group_loader(int g)
 
 /* A loader's part of a page into slot s. By a whole warp. The block that brings a group is told
  * when it can; the other one's barrier has to be ready for the next bytes: its last ones have come.
- */
+ * With the boxes of a unit's `first` page come those of its queries that go with them. */
 template <int CLUSTER>
 static __device__ __forceinline__ void load_page(const params &p, shared &sm, int s, int page,
-                                                 uint32_t phase, uint32_t rank, int loader)
+                                                 uint32_t phase, uint32_t rank, int loader,
+                                                 bool first)
 {
     /* Read once: what else is in L2 matters more. */
     uint64_t policy = p.lanes > 1 ? TMA_EVICT_NORMAL : TMA_EVICT_FIRST;
@@ -75,7 +76,7 @@ static __device__ __forceinline__ void load_page(const params &p, shared &sm, in
         bool mine = CLUSTER == 1 || group_owner(s, g) == rank;
         mbar_wait(mine ? empty : full, phase ^ 1);
         if (threadIdx.x % 32 == 0) {
-            mbar_arrive_expect(full, group_size(g) * BOX);
+            mbar_arrive_expect(full, group_size(g) * BOX * (first && g != ROPE ? 2 : 1));
 #pragma unroll
             for (int i = 0; i < 2; i++)
                 if (mine && i < group_size(g))
@@ -126,7 +127,7 @@ static __device__ __forceinline__ void load_pages(const params &p, shared &sm, c
             launch_wait();
             waited = true;
         }
-        load_page<CLUSTER>(p, sm, n_pages % 2, page, n_pages / 2 % 2, rank, loader);
+        load_page<CLUSTER>(p, sm, n_pages % 2, page, n_pages / 2 % 2, rank, loader, i == 0);
         n_pages++;
         if (i % 32 == 31)
             ids = page_ids(table, i + 1, n);
@@ -156,30 +157,30 @@ static __device__ __forceinline__ int settled_pages(int kv_len, int q_len, int f
     return max(kv_len - q_len, 0) / PAGE - first;
 }
 
-/* Queries of the block's tile: eight boxes to q, the rope part to p[1] as soon as the n_pages pages
- * before have done with it; from there the scores' warpgroup takes it to registers before it writes
- * any probabilities. */
+/* Queries of the block's tile, whose first page is the block's page n_pages: eight boxes to q, by
+ * groups with that page's; the rope part to its place in P as soon as that is free, from where the
+ * scores' warpgroup takes it to registers before it writes any probabilities. */
 static __device__ __forceinline__ void load_queries(const params &p, shared &sm, int row,
                                                     uint32_t phase, uint32_t n_pages)
 {
-    auto load = [&](int b, uint8_t *to) {
-        tma_load_2d(smem_u32(to), &p.q, smem_u32(&sm.q_full[query_part(b)]), 64 * b, row,
-                    TMA_EVICT_NORMAL);
+    auto load = [&](int b, uint8_t *to, uint64_t *full) {
+        tma_load_2d(smem_u32(to), &p.q, smem_u32(full), 64 * b, row, TMA_EVICT_NORMAL);
     };
+    int slot = n_pages % 2;
 
     mbar_wait(smem_u32(&sm.q_empty), phase ^ 1);
     if (threadIdx.x % 32 == 0) {
-        mbar_arrive_expect(smem_u32(&sm.q_full[0]), 3 * BOX);
-        mbar_arrive_expect(smem_u32(&sm.q_full[1]), 2 * BOX);
-        mbar_arrive_expect(smem_u32(&sm.q_full[2]), 4 * BOX);
-        if (n_pages <= 1)
-            load(8, sm.p[1]);
+        mbar_arrive_expect(smem_u32(&sm.q_full), BOX);
+        if (n_pages < 2)
+            load(8, sm.p[slot], &sm.q_full);
 #pragma unroll
-        for (int b : {0, 1, 4, 5, 2, 3, 6, 7})
-            load(b, sm.q[b]);
-        if (n_pages > 1) {
-            mbar_wait(smem_u32(&sm.p_empty[1]), (n_pages / 2 & 1) ^ 1);
-            load(8, sm.p[1]);
+        for (int g = 0; g < GROUPS; g++)
+#pragma unroll
+            for (int b = group_box(g); g != ROPE && b < group_box(g) + 2; b++)
+                load(b, sm.q[b], &sm.kv_full[slot][g]);
+        if (n_pages >= 2) {
+            mbar_wait(smem_u32(&sm.p_empty[slot]), (n_pages / 2 & 1) ^ 1);
+            load(8, sm.p[slot], &sm.q_full);
         }
     }
     __syncwarp();
@@ -312,12 +313,10 @@ static __device__ __forceinline__ uint64_t desc_v(const void *box)
     return wgmma_desc(smem_u32(box), BOX, 1024, SWIZZLE_128);
 }
 
-/* Box groups FROM .. TO - 1 of s (64 x 64) = Q K^T of the page in slot; queued, not waited for.
- * `first` of its unit: the queries are still coming, of q_phase. */
+/* Box groups FROM .. TO - 1 of s (64 x 64) = Q K^T of the page in slot; queued, not waited for. */
 template <int CLUSTER, int FROM, int TO>
 static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, shared &sm, int slot,
-                                              uint32_t phase, bool there, bool first,
-                                              uint32_t q_phase)
+                                              uint32_t phase, bool there)
 {
     uint64_t q = desc_k(sm.q[0]), k = desc_k(sm.kv[slot][0]);
 
@@ -326,9 +325,6 @@ static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, s
     for (int g = FROM; g < TO; g++) {
         if (there)
             mbar_wait(smem_u32(&sm.kv_full[slot][g]), phase);
-        /* With clusters all of them were waited for: products bind, and a look costs time. */
-        if (CLUSTER == 1 && first && g != ROPE && g != group_of(1, 1))
-            mbar_wait(smem_u32(&sm.q_full[query_part(group_box(g))]), q_phase);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -351,7 +347,7 @@ static __device__ __forceinline__ void begin_scores(float (&s)[32], const scorer
 #pragma unroll
     for (int i = 0; i < 32; i++) /* what they were is not kept */
         asm volatile("" : "=f"(s[i]));
-    scores<CLUSTER, 0, 1>(s, t, sm, SLOT, t.n_pages / 2 % 2, there, false, 0);
+    scores<CLUSTER, 0, 1>(s, t, sm, SLOT, t.n_pages / 2 % 2, there);
 }
 
 /* Moves references of rows up to their largest score where that has outgrown them; a row's own
@@ -465,11 +461,11 @@ static __device__ __forceinline__ int row_limit(const params &p, const work &w, 
     return min(w.kv_len - w.q_len + (int)(row * p.heads_inverse >> 32) + 1, w.kv_len);
 }
 
-/* The rope part of the queries from p[1] to registers, as left operands. */
+/* The rope part of the queries from its place to registers, as left operands. */
 static __device__ __forceinline__ void read_rope(const shared &sm, scorer &t)
 {
     int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-    uint32_t base = smem_u32(sm.p[1]) + row * 128;
+    uint32_t base = smem_u32(sm.p[t.n_pages % 2]) + row * 128;
 
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -494,19 +490,18 @@ static __device__ __forceinline__ void publish(shared &sm, const scorer &t,
  * warpgroups. */
 template <int CLUSTER, int SLOT>
 static __device__ __forceinline__ void score_page(const params &p, shared &sm, scorer &t, int page,
-                                                  bool first, bool last, uint32_t q_phase,
-                                                  float (&s)[32])
+                                                  bool first, bool last, float (&s)[32])
 {
     const int limit[2] = {t.limit[0] - page * PAGE, t.limit[1] - page * PAGE};
     uint32_t phase = t.n_pages / 2 % 2, pr[16];
 
-    scores<CLUSTER, 1, GROUPS>(s, t, sm, SLOT, phase, true, first, q_phase);
+    scores<CLUSTER, 1, GROUPS>(s, t, sm, SLOT, phase, true);
     wgmma_wait<0>();
     wgmma_hold(s);
     release_boxes<CLUSTER>(sm, SLOT, ROPE);
     if (CLUSTER > 1)
         arrive_warp(&sm.s_done[SLOT]);
-    if (early_queries<CLUSTER>() && last)
+    if (last)
         arrive_warp(&sm.q_empty);
     softmax(s, pr, t, p.scale_log2, first, page >= t.mask_from, limit);
     publish(sm, t, pr, SLOT, phase);
@@ -536,24 +531,24 @@ static __device__ __forceinline__ void hand_sums(shared &sm, const scorer &t, in
  * so that the tensor cores have them early. */
 template <int CLUSTER>
 static __device__ __forceinline__ void score_pages(const params &p, shared &sm, scorer &t,
-                                                   int first, int last, uint32_t q_phase)
+                                                   int first, int last)
 {
     int page = first;
     float s[2][32];
 
     if (t.n_pages % 2 == 1) {
         begin_scores<CLUSTER, 1>(s[1], t, sm, true);
-        score_page<CLUSTER, 1>(p, sm, t, page, true, page + 1 == last, q_phase, s[1]);
+        score_page<CLUSTER, 1>(p, sm, t, page, true, page + 1 == last, s[1]);
         if (++page == last)
             return;
     }
     begin_scores<CLUSTER, 0>(s[0], t, sm, true);
     for (;;) {
-        score_page<CLUSTER, 0>(p, sm, t, page, page == first, page + 1 == last, q_phase, s[0]);
+        score_page<CLUSTER, 0>(p, sm, t, page, page == first, page + 1 == last, s[0]);
         begin_scores<CLUSTER, 1>(s[1], t, sm, page + 1 < last);
         if (++page == last)
             break;
-        score_page<CLUSTER, 1>(p, sm, t, page, false, page + 1 == last, q_phase, s[1]);
+        score_page<CLUSTER, 1>(p, sm, t, page, false, page + 1 == last, s[1]);
         begin_scores<CLUSTER, 0>(s[0], t, sm, page + 1 < last);
         if (++page == last)
             break;
@@ -584,12 +579,9 @@ template <int CLUSTER> static __device__ __forceinline__ void score(const params
             t.l[r] = 0;
         }
         t.mask_from = max(row_limit(p, w, w.tile), 0) / PAGE;
-        for (int part = 0; part < (CLUSTER > 1 ? 3 : 1); part++)
-            mbar_wait(smem_u32(&sm.q_full[part]), n_units % 2);
+        mbar_wait(smem_u32(&sm.q_full), n_units % 2);
         read_rope(sm, t);
-        score_pages<CLUSTER>(p, sm, t, w.first, w.last, n_units % 2);
-        if (!early_queries<CLUSTER>())
-            arrive_warp(&sm.q_empty);
+        score_pages<CLUSTER>(p, sm, t, w.first, w.last);
         hand_sums(sm, t, n_units++);
     }
 }
@@ -669,8 +661,7 @@ static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, i
         wgmma_wait<0>();
     }
     wgmma_hold(t.o[0]);
-    if (more || !early_queries<CLUSTER>())
-        release_boxes<CLUSTER>(sm, SLOT, group_of(half, 0));
+    release_boxes<CLUSTER>(sm, SLOT, group_of(half, 0));
     if (CLUSTER > 1) {
         if (more)
             mbar_wait(smem_u32(&sm.s_done[SLOT ^ 1]), t.n_pages / 2 % 2);
@@ -678,9 +669,9 @@ static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, i
     }
     wgmma_wait<0>();
     wgmma_hold(t.o[1]);
-    if (more || !early_queries<CLUSTER>())
-        release_boxes<CLUSTER>(sm, SLOT, group_of(half, 1));
-    mbar_arrive(smem_u32(&sm.p_empty[SLOT]));
+    release_boxes<CLUSTER>(sm, SLOT, group_of(half, 1));
+    if (more) /* else the result goes by way of it */
+        mbar_arrive(smem_u32(&sm.p_empty[SLOT]));
 }
 
 /* Where a unit's result goes when its pages are done. */
@@ -696,24 +687,18 @@ static __device__ __forceinline__ void finish(const params &p, shared &sm, math 
         if (d.n == 1)
             write_nothing(p, d);
     } else {
-        constexpr bool early = early_queries<CLUSTER>();
         int slot = (t.n_pages + 1) % 2; /* of the last page */
         float l[2];
         take_sums(sm, t, l, n_units++);
         if (merges && d.n > 1)
             merge_here<CLUSTER>(p, t, l, d, rank);
-        if (merges && early)
-            named_sync(2 + half, 128); /* all have multiplied what is there */
-        if (merges)
-            write_out(p, early ? sm.kv[slot] : sm.q, t, l, d, half);
-        if (early) {
-            release_boxes<CLUSTER>(sm, slot, group_of(half, 0));
-            release_boxes<CLUSTER>(sm, slot, group_of(half, 1));
+        if (merges) {
+            named_sync(1, MATH_THREADS); /* all have multiplied what is there */
+            write_out(p, sm.p[slot], t, l, d, half);
         }
+        mbar_arrive(smem_u32(&sm.p_empty[slot]));
         if (!merges)
             write_partial<CLUSTER>(p, sm, t, l, d, rank);
-        if (!early)
-            arrive_warp(&sm.q_empty);
     }
     if (d.n > 1 && !here && d.merger >= 0) {
         if (threadIdx.x == 0)
@@ -764,20 +749,18 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, uint
 /* A few barriers a warp. */
 template <int CLUSTER> static __device__ __forceinline__ void init_barriers(shared &sm)
 {
-    constexpr int q_arrivals = early_queries<CLUSTER>() ? 4 : 4 + MATH_THREADS / 32;
     auto before = [](size_t at) { return (int)((at - offsetof(shared, q_full)) / 8); };
 
 #pragma unroll 1
     for (int i = threadIdx.x / 32; i < before(offsetof(shared, works)); i += THREADS / 32) {
         /* Of work_empty: the values' and scores' warps, the queries', the other loaders. */
         int arrivals = i < before(offsetof(shared, q_empty))      ? 1
-                       : i < before(offsetof(shared, s_done))     ? q_arrivals
                        : i < before(offsetof(shared, kv_empty))   ? 4
                        : i < before(offsetof(shared, p_full))     ? 4 * CLUSTER
                        : i < before(offsetof(shared, p_empty))    ? ROWS / 2
                        : i < before(offsetof(shared, work_empty)) ? MATH_THREADS
                                                                   : MATH_THREADS / 32 + 4 + LOADERS;
-        mbar_init(smem_u32(sm.q_full + i), arrivals);
+        mbar_init(smem_u32(&sm.q_full + i), arrivals);
     }
     mbar_init_fence();
 }

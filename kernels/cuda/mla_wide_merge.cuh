@@ -36,47 +36,47 @@ static __device__ __forceinline__ float lse_of(float m, float l)
     return l > 0 ? (m + __log2f(l)) * (float)M_LN2 : INFINITY;
 }
 
-/* The finished tile, by way of shared memory (eight boxes), so that rows are stored 512 bytes at a
- * time. */
-static __device__ __forceinline__ void write_out(const params &p, uint8_t (*to)[BOX], const math &t,
+/* The finished tile, by way of `place` (a box, of which each warp has a part), 64 columns of eight
+ * rows at a time, so that 128 bytes of a row are stored at once. */
+static __device__ __forceinline__ void write_out(const params &p, uint8_t *place, const math &t,
                                                  const float (&l)[2], const pending &d, int half)
 {
-    int lane = threadIdx.x % 32, row16 = threadIdx.x % 128 / 32 * 16, row = row16 + lane % 16;
+    int thread = thread_anew(), lane = thread % 32, row = thread % 128 / 32 * 16 + lane / 8;
+    uint8_t *part = place + thread / 32 * 1024;
     const float f[2] = {l[0] > 0 ? 1 / l[0] : 0, l[1] > 0 ? 1 / l[1] : 0};
 
     if (p.lse && half == 0 && lane % 4 == 0)
         for (int r = 0; r < 2; r++)
             if (t.row + 8 * r < d.rows)
                 p.lse[d.row + t.row + 8 * r] = lse_of(t.m[r], l[r]);
+    __nv_bfloat16 *out = p.out + (d.row + row) * LATENT + half * 256 + lane % 8 * 8;
+    int rows = d.rows - row;
 #pragma unroll
-    for (int j = 0; j < 16; j++) { /* 16 columns */
-        uint32_t v[4];
+    for (int i = 0; i < 8; i++) {
+        int r = i % 2, column = i / 2 * 64;
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const float o[2] = {t.at(8 * j + 2 * k), t.at(8 * j + 2 * k + 1)};
-            __nv_bfloat162 pair = __floats2bfloat162_rn(o[0] * f[k % 2], o[1] * f[k % 2]);
-            v[k] = *(uint32_t *)&pair;
+        for (int j = 0; j < 8; j += 4) { /* blocks of eight columns */
+            uint32_t v[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                int at = (column / 8 + j + k) * 4 + 2 * r;
+                __nv_bfloat162 pair = __floats2bfloat162_rn(t.at(at) * f[r], t.at(at + 1) * f[r]);
+                v[k] = *(uint32_t *)&pair;
+            }
+            store_matrices(smem_u32(part) + lane % 8 * 128 + ((j + lane / 8) ^ lane % 8) * 16, v[0],
+                           v[1], v[2], v[3]);
         }
-        store_matrices(smem_u32(to[4 * half + j / 4]) + row * 128 +
-                           ((j % 4 * 2 + lane / 16) ^ (row & 7)) * 16,
-                       v[0], v[1], v[2], v[3]);
-    }
-    __syncwarp();
-    __nv_bfloat16 *out = p.out + d.row * LATENT + half * 256 + lane * 8;
-#pragma unroll
-    for (int first = 0; first < 16; first += 8) {
-        const uint8_t *box = to[4 * half + lane / 8] + (row16 + first) * 128;
-        uint4 x[8];
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            x[i] = *(const uint4 *)(box + i * 128 + (lane % 8 ^ i) * 16);
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            if (row16 + first + i < d.rows)
-                *(uint4 *)(out + (int64_t)(row16 + first + i) * LATENT) = x[i];
+        __syncwarp();
+        const uint8_t *from = part + lane / 8 * 128;
+        uint4 x = *(const uint4 *)(from + (lane % 8 ^ lane / 8) * 16);
+        uint4 y = *(const uint4 *)(from + 512 + (lane % 8 ^ (lane / 8 + 4)) * 16);
+        if (rows > 8 * r)
+            *(uint4 *)(out + 8 * r * LATENT + column) = x;
+        if (rows > 8 * r + 4)
+            *(uint4 *)(out + (8 * r + 4) * LATENT + column) = y;
+        __syncwarp();
     }
     fence_async();
-    __syncwarp();
 }
 
 /* The result of a tile that sees nothing. Not by the queries' memory, which may be the next tile's.

@@ -31,14 +31,6 @@ enum {
 
 static constexpr float MOST_SUM = 256; /* of a thread's 16 probabilities of a row */
 
-/* Whether a unit's queries may come while the results of the one before are still being stored:
- * these then go by way of their last page's memory. With one row tile, where pages bind, that costs
- * as much as it gains. */
-template <int CLUSTER> static __device__ constexpr bool early_queries()
-{
-    return CLUSTER > 1;
-}
-
 /* Boxes of a page by twos, in the order in which they are asked for, multiplied with the queries
  * and freed: first and second quarter of the output's columns of either values' warpgroup. */
 enum { GROUPS = 5, ROPE = 2 };
@@ -51,12 +43,6 @@ static __device__ constexpr int group_box(int g)
 static __device__ constexpr int group_size(int g)
 {
     return g == ROPE ? 1 : 2;
-}
-
-/* Queries come in three parts, in the same order, the rope box with the first of them. */
-static __device__ constexpr int query_part(int box)
-{
-    return box < 2 || box == 8 ? 0 : box / 2 == 2 ? 1 : 2;
 }
 
 static __device__ constexpr int group_of(int half, int quarter)
@@ -171,7 +157,7 @@ struct shared {
     float l[2][ROWS];    /* rows' sums of a unit, by its parity */
     float size[2][ROWS]; /* of either half of a row, in sum, before it is stored as f16 */
     /* Barriers, in the order of their arrivals (init_barriers). */
-    uint64_t q_full[3];             /* by query_part */
+    uint64_t q_full;                /* the rope part; the others come with the first page */
     uint64_t merge_full, rows_full; /* the parts of a unit to be merged; their rows' sums */
     uint64_t work_full[WORKS];
     uint64_t kv_full[2][GROUPS]; /* by box group */
