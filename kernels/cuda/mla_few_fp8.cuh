@@ -16,7 +16,7 @@
  * is its column 16 w + 2 (r % 8) + r / 8. */
 #pragma once
 
-#include "kernels/cuda/mla_few.cuh"
+#include "kernels/cuda/mla_few_math.cuh"
 
 #include <cuda_fp16.h>
 

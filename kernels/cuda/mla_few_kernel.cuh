@@ -21,25 +21,28 @@ template <class S> static __device__ __forceinline__ void clear(state<S> &st)
         st.m[c] = -INFINITY, st.l[c] = 0;
 }
 
-/* This block's part of a piece. `ahead` is called before the last tile is waited for, `tell` once
- * sum_columns() has been. */
-template <class S, class Ahead, class Tell>
+/* This block's part of a piece. `ready` waits for its queries, once all else is; `ahead` is called
+ * before the last tile is waited for, `tell` once sum_columns() has been. */
+template <class S, class Ready, class Ahead, class Tell>
 static __device__ __forceinline__ void attend(const params &p, shared<S> &s, const piece &x,
                                               uint32_t q, ring<S::STAGES> &at, int cluster,
-                                              state<S> &st, Ahead ahead, Tell tell)
+                                              state<S> &st, Ready ready, Ahead ahead, Tell tell)
 {
-    float d[S::SCORED / 2];
+    float one[1][S::SCORED / 2], (&d)[S::SCORED / 2] = one[0];
     constexpr bool EARLY = !S::FP8; /* told before the last values: FP8's loop would be slower */
     bool told = false;
     const int begin = x.begin, end = x.end, n_tiles = x.tiles;
     int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len; /* tokens before it: every row */
 
     clear<S>(st);
+    if (n_tiles > 0)
+        mbar_wait(smem_u32(&s.tile_full[at.stage]), at.phase);
+    ready();
 #pragma unroll 1
     for (int i = 0; i < n_tiles; i++) {
         int token = begin + i * TILE, valid = min(end - token, (int)TILE);
         uint8_t *tile = s.tiles[at.stage];
-        float half[S::N / 2];
+        float halves[1][S::N / 2], (&half)[S::N / 2] = halves[0];
 
         const bool last = i == n_tiles - 1;
         if (last)
@@ -58,10 +61,8 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
                 else
                     half_scores<S>(half, smem_u32(tile), q);
             }
-            if constexpr (S::BY_COLUMNS)
-                exchange_halves<S>(d, half, s, tile, p.scale_log2);
-            else if constexpr (!S::LEAN)
-                add_halves<S>(d, half, s, i % 2, p.scale_log2);
+            if constexpr (!S::LEAN)
+                exchange_halves<S, 1>(one, halves, s, {tile}, i % 2, p.scale_log2);
             if (valid < TILE || token + TILE > all_see)
                 mask<S>(d, s, token);
             auto publish_p = [&] {
@@ -89,16 +90,16 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
             for (int c = 0; c < S::SEEN; c++)
                 before[c] = st.l[c];
             if (!S::LAGS)
-                raise_references<S, false>(d, st, s);
+                raise_references<S, false>(one, st, s);
             else if (i == 0)
-                raise_references<S, true>(d, st, s);
+                raise_references<S, true>(one, st, s);
             if (last && S::LEAN)
                 grant<S>(s, at, cluster);
             if (publish_p()) {
 #pragma unroll
                 for (int c = 0; c < S::SEEN; c++)
                     st.l[c] = before[c];
-                raise_references<S, false>(d, st, s);
+                raise_references<S, false>(one, st, s);
                 publish_p();
                 if (S::BY_COLUMNS)
                     follow_references<S>(st, s);
@@ -112,7 +113,7 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
                               smem_u32(probabilities) +
                                   (S::BY_COLUMNS ? group<S>() * S::GROUPS * S::N * 128 : 0));
             else
-                values<S>(st, smem_u32(tile), smem_u32(probabilities));
+                values<S, 1>(st, {smem_u32(tile)}, {smem_u32(probabilities)});
         }
         if (!S::LEAN || !last) /* the last one is then finish()'s */
             release<S>(s, at);
@@ -130,6 +131,55 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
     }
     if constexpr (S::FP8)
         finish_values<S>(st);
+}
+
+/* attend() for a piece of two tiles (`pair`), which takes both together: they are there at about
+ * the same time, and one after the other would wait for most of its steps. What stands where: the
+ * second tile's probabilities in the first one's rope part, and merging's room in the queries, as
+ * both have been multiplied by then. The tiles stay this block's until finish(). */
+template <class S, class Ready, class Ahead, class Tell>
+static __device__ __forceinline__ void
+attend_pair(const params &p, shared<S> &s, const piece &x, uint32_t q, const ring<S::STAGES> &at,
+            int cluster, state<S> &st, Ready ready, Ahead ahead, Tell tell)
+{
+    const ring<S::STAGES> places[2] = {at, at.next()};
+    uint8_t *const tile[2] = {s.tiles[places[0].stage], s.tiles[places[1].stage]};
+    const uint32_t from[2] = {smem_u32(tile[0]), smem_u32(tile[1])};
+    const int copy = S::P_COPIES == 1 ? 0 : group<S>(); /* of the probabilities */
+    const uint32_t probabilities[2] = {smem_u32(s.p[copy]),
+                                       from[0] + S::BLOCKS * TILE * 128 + copy * (S::N * 128)};
+    int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len;
+    float half[2][S::N / 2], d[2][S::SCORED / 2];
+
+    clear<S>(st);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        mbar_wait(smem_u32(&s.tile_full[places[i].stage]), places[i].phase);
+        if (x.begin + (i + 1) * TILE > x.end)
+            clear_rows<S>(tile[i], max(x.end - x.begin - i * TILE, 0));
+    }
+    ready();
+    half_scores<S>(half, from, q);
+    ahead();
+    exchange_halves<S, 2>(d, half, s, tile, 0, p.scale_log2);
+    grant<S>(s, at, cluster, 0);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (x.begin + (i + 1) * TILE > min(x.end, all_see))
+            mask<S>(d[i], s, x.begin + i * TILE);
+    raise_references<S, true, 2>(d, st, s);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float exps[S::SCORED / 2];
+        softmax<S>(exps, d[i], st);
+        store_p<S>(exps, probabilities[i] + (S::BY_COLUMNS ? group<S>() * S::SCORED * 128 : 0), 1,
+                   1);
+    }
+    sum_columns<S>(s, st);
+    fence_async();
+    sync_math<S>();
+    tell();
+    values<S, 2>(st, from, probabilities);
 }
 
 /* The piece at this place, which stays there until the place is released. */
@@ -173,7 +223,7 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
 {
     ring<S::STAGES> tiles;
     ring<WORKS> works;
-    merge_place<S> at = {rank, cluster, first_unit<S>(rank, cluster), 0, 0, NULL};
+    merge_place<S> at = {rank, cluster, first_unit<S>(rank, cluster)};
     state<S> st;
 
     at.own = first_unit<S>(rank + 1, cluster) - at.first;
@@ -201,16 +251,26 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
         } else {
             if (S::Q_STAGES == 1 && n > 0)
                 ask_queries<S>(route_queries<S>(p, q, x));
-            await_queries<S>();
         }
-        attend<S>(
-            p, s, x, smem_u32(q), tiles, cluster, st,
-            [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); },
-            [&] {
-                if (cluster > 1)
-                    named_arrive(TOLD_BARRIER, S::TOLD);
-            });
-        at.turned = S::LEAN ? s.tiles[0] + S::STATS_BYTES : q;
+        auto ready = [&] {
+            if (!S::FP8)
+                await_queries<S>();
+        };
+        auto ahead = [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); };
+        auto tell = [&] {
+            if (cluster > 1)
+                named_arrive(TOLD_BARRIER, S::TOLD);
+        };
+        if (S::PAIRS && x.pair) {
+            if constexpr (S::PAIRS)
+                attend_pair<S>(p, s, x, smem_u32(q), tiles, cluster, st, ready, ahead, tell);
+        } else {
+            attend<S>(p, s, x, smem_u32(q), tiles, cluster, st, ready, ahead, tell);
+        }
+        bool held = S::LEAN || (S::PAIRS && x.pair); /* the last tile */
+        at.queries = q;
+        at.turned = held ? s.tiles[tiles.stage] + S::STATS_BYTES : q;
+        at.room = S::LEAN ? s.tiles[0] + S::BLOCKS * TILE * 128 : held ? q : s.tiles[tiles.stage];
         finish<S>(p, s, x, tiles, at, st);
         sync_math<S>(); /* what was turned has been read */
         arrive_warp(s.work_empty[works.stage]);
@@ -261,7 +321,7 @@ static __device__ __forceinline__ float2 weigh_few(float2 (&v)[SHARE], bool last
     return make_float2(m, l);
 }
 
-/* Weights of what the cluster's blocks send of columns 16 round .. . */
+/* Weights of what the cluster's blocks send of columns 16 round .., for weights_of(). */
 template <class S>
 static __device__ __forceinline__ void weigh_cluster(const params &p, shared<S> &s, const piece &x,
                                                      int rank, int cluster, int round)
@@ -274,9 +334,10 @@ static __device__ __forceinline__ void weigh_cluster(const params &p, shared<S> 
         v[k] = first + 2 * k < cluster ? s.stats[round][first + 2 * k][col]
                                        : make_float2(-INFINITY, 0);
     float2 ml = weigh_few(v, x.parts == 1);
+    __syncwarp(); /* all has been read */
 #pragma unroll
     for (int k = 0; k < SHARE; k++)
-        s.stats[round][first + 2 * k][col].x = v[k].x;
+        weights_of<S>(s, round, col)[first + 2 * k] = v[k].x;
     if (lane < 16 && x.parts > 1)
         leave_2(stats_of<S>(p, slot_of(x, x.part), rank, round) + col, ml);
     if (lane < 16 && x.parts == 1 && rank == 0)

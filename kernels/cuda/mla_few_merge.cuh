@@ -33,6 +33,8 @@ template <class S> struct merge_place {
     int32_t first, own; /* units of this block */
     int32_t exchanges;  /* done by the cluster, over all pieces */
     uint8_t *turned;    /* the output: (own units of all rounds) 8 rows of 128 bytes, swizzled */
+    uint8_t *queries;   /* of the piece */
+    uint8_t *room;      /* (sender, unit, thread, round) four halves */
 };
 
 /* The first unit that block `rank` of a cluster owns. */
@@ -55,24 +57,6 @@ static __device__ __forceinline__ void make_routes(shared<S> &s, int rank, int c
     uint32_t here = smem_u32(&s);
     s.routes[unit] =
         make_uint2(cluster_map(here, to) - here, (rank * own + unit - first) * S::UNIT_BYTES);
-}
-
-/* Merging's room: (sender, unit, thread, round) four halves. */
-template <class S>
-static __device__ __forceinline__ uint8_t *room_of(shared<S> &s, const ring<S::STAGES> &at)
-{
-    if constexpr (S::LEAN) /* on through the queries, which have been multiplied */
-        return s.tiles[0] + S::BLOCKS * TILE * 128;
-    return s.tiles[at.stage];
-}
-
-/* Weights of a partial result's two columns that a thread has of a unit: their half of `stats`,
- * times `by`. */
-static __device__ __forceinline__ float2 weights_of(const float2 *stats, int half, int t, float by)
-{
-    float4 a = *(const float4 *)(stats + 8 * half + column(0, t));
-
-    return make_float2(a.x * by, a.z * by);
 }
 
 /* 4 floats of a unit += w * part */
@@ -258,7 +242,7 @@ static __device__ __forceinline__ void emit_alone(const params &p, const shared<
     for (int r = 0; r < S::ROUNDS; r++)
 #pragma unroll
         for (int u = 0; u < 2 * S::MINE; u++) {
-            int unit = group<S>() * (2 * S::MINE) + u, c = 4 * r + u % 2 * 2;
+            int unit = t / GROUP_THREADS * (2 * S::MINE) + u, c = 4 * r + u % 2 * 2;
             const float *o = st.o[u / 2] + 8 * r + u % 2 * 4;
             float v[4] = {o[0] * scale[c], o[1] * scale[c + 1], o[2] * scale[c],
                           o[3] * scale[c + 1]};
@@ -281,10 +265,11 @@ static __device__ __forceinline__ void emit_alone(const params &p, const shared<
 /* Once the stages from `at` on are this block's room for merging: tells the cluster that it may be
  * written. */
 template <class S>
-static __device__ __forceinline__ void grant(shared<S> &s, const ring<S::STAGES> &at, int cluster)
+static __device__ __forceinline__ void grant(shared<S> &s, const ring<S::STAGES> &at, int cluster,
+                                             int rooms = S::ROOMS)
 {
     if (cluster > 1 && threadIdx.x < cluster) {
-        for (int i = 0; i < S::ROOMS; i++) {
+        for (int i = 0; i < rooms; i++) {
             ring<S::STAGES> room = at.next(i);
             mbar_wait(smem_u32(&s.tile_full[room.stage]), room.phase);
         }
@@ -328,12 +313,12 @@ static __device__ __forceinline__ uint2 pack_unit(const float *v, float factor)
 /* This block's output to the owners of its units, as halves of which each warp has brought its own
  * near the top of their range; that it tells all blocks. */
 template <class S>
-static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> &tiles,
-                                            const state<S> &st, const merge_place<S> &at)
+static __device__ __forceinline__ void send(shared<S> &s, const state<S> &st,
+                                            const merge_place<S> &at)
 {
     int t = thread(), lane = t % 32;
     uint32_t received = smem_u32(&s.received);
-    uint32_t room = smem_u32(room_of<S>(s, tiles)) + t % GROUP_THREADS * (8 * S::ROUNDS);
+    uint32_t room = smem_u32(at.room) + t % GROUP_THREADS * (8 * S::ROUNDS);
     float sizes[4] = {}, reference = 0;
 
 #pragma unroll
@@ -348,11 +333,11 @@ static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> 
     /* A row that is not finite leaves the others as they are. */
     float factor = f16_factor(reference, size < INFINITY ? size : 0x1p14f);
     if (lane < at.cluster)
-        send_1(cluster_map(smem_u32(&s.factors[at.rank][t / 32]), lane),
+        send_1(cluster_map(smem_u32(&s.factors[t / 32][at.rank]), lane),
                cluster_map(received, lane), __int_as_float((127 + (int)reference) << 23));
 #pragma unroll
     for (int u = 0; u < 2 * S::MINE; u++) {
-        uint2 route = s.routes[group<S>() * (2 * S::MINE) + u];
+        uint2 route = s.routes[t / GROUP_THREADS * (2 * S::MINE) + u];
         uint32_t to = room + route.x + route.y;
         const float *o = st.o[u / 2] + u % 2 * 4;
         if constexpr (S::ROUNDS == 1)
@@ -364,65 +349,97 @@ static __device__ __forceinline__ void send(shared<S> &s, const ring<S::STAGES> 
 
 enum { BATCH = 8 }; /* parts that are read at a time */
 
-/* Of a block's units in a round, the first that is this group's. The groups take turns. */
-template <class S> static __device__ __forceinline__ int first_own(int round)
+/* A cluster's weights of a column of a round, one for each block: where its maxima and sums were.
+ */
+template <class S>
+static __device__ __forceinline__ float *weights_of(shared<S> &s, int round, int col)
 {
-    return S::MATH_GROUPS == 1 ? 0 : thread() / GROUP_THREADS ^ (round & 1);
+    return (float *)s.stats[round] + col * (MAX_CLUSTER + 4);
 }
 
-/* Sums what the cluster sent of columns 16 round .. . */
-template <class S>
-static __device__ __forceinline__ void gather(const params &p, shared<S> &s, const uint8_t *room,
-                                              const piece &x, const merge_place<S> &at, int round)
+static __device__ __forceinline__ void read_batch(float (&v)[BATCH], const float *from)
 {
-    int own = at.own, first = at.first, slot = slot_of(x, x.part), t = thread();
-    const uint2 *mine = (const uint2 *)room + t % GROUP_THREADS * S::ROUNDS + round;
+#pragma unroll
+    for (int k = 0; k < BATCH; k += 4)
+        *(float4 *)(v + k) = *(const float4 *)(from + k);
+}
+
+/* Of a block's units, the first that is this group's. The groups take turns. */
+template <class S> static __device__ __forceinline__ int first_own()
+{
+    return S::MATH_GROUPS == 1 ? 0 : thread() / GROUP_THREADS;
+}
+
+/* A unit that the cluster has summed: to the output, or to the workspace. */
+template <class S>
+static __device__ __forceinline__ void hand_on(const params &p, const piece &x,
+                                               const merge_place<S> &at, int round, int i,
+                                               const float (&v)[4], int t)
+{
+    if (x.parts == 1)
+        turn_unit<S>(at.turned, round * at.own + i, v, t);
+    else
+        leave_4(partial_of<S>(p, slot_of(x, x.part), round, at.first + i, t), v);
+}
+
+/* Sums what the cluster sent, of all rounds together. */
+template <class S>
+static __device__ __forceinline__ void gather(const params &p, shared<S> &s, const piece &x,
+                                              const merge_place<S> &at)
+{
+    struct alignas(8 * S::ROUNDS) message {
+        uint2 of[S::ROUNDS];
+    };
+    int own = at.own, t = thread();
+    const message *mine = (const message *)at.room + t % GROUP_THREADS;
 
 #pragma unroll 1
-    for (int i = first_own<S>(round); i < own; i += S::MATH_GROUPS) {
-        const uint2 *from = mine + i * (S::UNIT_BYTES / 8);
-        const float *factor =
-            s.factors[0] + (first + i) / (2 * S::MINE) * 4 + t % GROUP_THREADS / 32;
-        float v[4] = {};
+    for (int i = first_own<S>(); i < own; i += S::MATH_GROUPS) {
+        const message *from = mine + i * GROUP_THREADS;
+        int unit = at.first + i, col = unit % 2 * 8 + column(0, t);
+        const float *factors = s.factors[unit / (2 * S::MINE) * 4 + t % GROUP_THREADS / 32];
+        float v[S::ROUNDS][4] = {};
 #pragma unroll 1
         for (int begin = 0; begin < at.cluster; begin += BATCH) {
-            uint2 part[BATCH];
-            float2 w[BATCH]; /* 0 of a block that there isn't */
+            message part[BATCH];
+            float factor[BATCH];
 #pragma unroll
-            for (int k = 0; k < BATCH; k++) {
-                int who = min(begin + k, at.cluster - 1);
-                part[k] = from[who * own * (S::UNIT_BYTES / 8)];
-                w[k] = weights_of(s.stats[round][begin + k], (first + i) % 2, t, factor[who * 8]);
-            }
+            for (int k = 0; k < BATCH; k++)
+                part[k] = from[min(begin + k, at.cluster - 1) * own * GROUP_THREADS];
+            read_batch(factor, factors + begin);
 #pragma unroll
-            for (int k = 0; k < BATCH; k++) {
-                float2 a = unpack_f16(part[k].x), b = unpack_f16(part[k].y);
-                add_part(v, make_float4(a.x, a.y, b.x, b.y), w[k]);
+            for (int r = 0; r < S::ROUNDS; r++) {
+                float even[BATCH], odd[BATCH];
+                read_batch(even, weights_of<S>(s, r, col) + begin);
+                read_batch(odd, weights_of<S>(s, r, col + 1) + begin);
+#pragma unroll
+                for (int k = 0; k < BATCH; k++) {
+                    float2 a = unpack_f16(part[k].of[r].x), b = unpack_f16(part[k].of[r].y);
+                    float by = begin + k < at.cluster ? factor[k] : 0; /* there may be anything */
+                    add_part(v[r], make_float4(a.x, a.y, b.x, b.y),
+                             make_float2(even[k] * by, odd[k] * by));
+                }
             }
         }
-        if (x.parts == 1)
-            turn_unit<S>(at.turned, round * own + i, v, t);
-        else
-            leave_4(partial_of<S>(p, slot, round, first + i, t), v);
+#pragma unroll
+        for (int r = 0; r < S::ROUNDS; r++)
+            hand_on<S>(p, x, at, r, i, v[r], t);
     }
 }
 
 template <class S>
-static __device__ __forceinline__ void exchange(const params &p, shared<S> &s,
-                                                const ring<S::STAGES> &tiles, const piece &x,
+static __device__ __forceinline__ void exchange(const params &p, shared<S> &s, const piece &x,
                                                 merge_place<S> &at, const state<S> &st)
 {
     if (threadIdx.x == 0)
         mbar_arrive_expect(smem_u32(&s.received),
                            at.cluster * (at.own * S::UNIT_BYTES + S::MATH / 8));
     mbar_wait_cluster(smem_u32(&s.granted), at.exchanges & 1);
-    send<S>(s, tiles, st, at);
+    send<S>(s, st, at);
     named_sync(WEIGHED_BARRIER, S::TOLD);
     mbar_wait_cluster(smem_u32(&s.received), at.exchanges & 1);
     at.exchanges++;
-#pragma unroll 1
-    for (int r = 0; r < S::ROUNDS; r++)
-        gather<S>(p, s, room_of<S>(s, tiles), x, at, r);
+    gather<S>(p, s, x, at);
 }
 
 /* ---- between clusters ------------------------------------------------------------------------ */
@@ -482,17 +499,27 @@ static __device__ __forceinline__ void find_weights(const params &p, float2 (*st
     sync_math<S>();
 }
 
-/* Columns 16 round .. of all parts, this block's units, as they arrive; `stats` has their
- * weights. */
-template <class S>
+/* A part's weights of the two columns that a thread has of a unit, or 0. */
+static __device__ __forceinline__ float2 weights_of_part(const float2 *stats, int half, int t,
+                                                         bool there)
+{
+    float4 w = *(const float4 *)(stats + 8 * half + column(0, t));
+
+    return make_float2(there ? w.x : 0, there ? w.z : 0);
+}
+
+/* Columns 16 round .. of all parts, of R rounds, this block's units, as they arrive; `stats` has
+ * their weights, once `weighed`: until then PARTS_BARRIER is waited for, but only when the first
+ * parts are there. */
+template <class S, int R>
 static __device__ __forceinline__ void merge_parts(const params &p, float2 (*stats)[16],
                                                    const piece &x, const merge_place<S> &at,
-                                                   int round)
+                                                   int round, bool weighed)
 {
-    int own = at.own, first = at.first, t = thread();
-    float4 part[BATCH];
-    auto place = [&](int i, int part) {
-        return partial_of<S>(p, slot_of(x, part), round, first + i, t);
+    int t = thread();
+    float4 part[R][BATCH];
+    auto place = [&](int r, int i, int part) {
+        return partial_of<S>(p, slot_of(x, part), round + r, at.first + i, t);
     };
     auto read = [&](int i, int begin) {
         uint32_t looks = 0;
@@ -501,32 +528,42 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
             look_again(looks);
             there = true;
 #pragma unroll
-            for (int k = 0; k < BATCH; k++)
-                there &= find_4(part[k], place(i, min(begin + k, x.parts - 1)));
+            for (int r = 0; r < R; r++)
+#pragma unroll
+                for (int k = 0; k < BATCH; k++)
+                    there &= find_4(part[r][k], place(r, i, min(begin + k, x.parts - 1)));
         } while (!there);
     };
 
 #pragma unroll 1
-    for (int i = first_own<S>(round); i < own; i += S::MATH_GROUPS) {
-        float v[4] = {};
+    for (int i = first_own<S>(); i < at.own; i += S::MATH_GROUPS) {
+        float v[R][4] = {};
 #pragma unroll 1
         for (int begin = 0; begin < x.parts; begin += BATCH) {
-            float2 w[BATCH];
-#pragma unroll
-            for (int k = 0; k < BATCH; k++)
-                w[k] = weights_of(stats[min(begin + k, x.parts - 1)], (first + i) % 2, t,
-                                  begin + k < x.parts);
             read(i, begin);
+            if (!weighed)
+                named_sync(PARTS_BARRIER, S::TOLD);
+            weighed = true;
 #pragma unroll
-            for (int k = 0; k < BATCH; k++)
-                add_part(v, part[k], w[k]);
+            for (int r = 0; r < R; r++)
 #pragma unroll
-            for (int k = 0; k < BATCH; k++)
-                if (begin + k < x.parts)
-                    __stcg(place(i, begin + k), make_float4(0, 0, 0, 0));
+                for (int k = 0; k < BATCH; k++)
+                    add_part(v[r], part[r][k],
+                             weights_of_part(stats[r * MAX_CLUSTER + min(begin + k, x.parts - 1)],
+                                             (at.first + i) % 2, t, begin + k < x.parts));
+#pragma unroll
+            for (int r = 0; r < R; r++)
+#pragma unroll
+                for (int k = 0; k < BATCH; k++)
+                    if (begin + k < x.parts)
+                        __stcg(place(r, i, begin + k), make_float4(0, 0, 0, 0));
         }
-        turn_unit<S>(at.turned, round * own + i, v, t);
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            turn_unit<S>(at.turned, (round + r) * at.own + i, v[r], t);
     }
+    if (!weighed)
+        named_sync(PARTS_BARRIER, S::TOLD);
 }
 
 /* ---- the end of a piece ---------------------------------------------------------------------- */
@@ -549,29 +586,28 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
     if (at.cluster == 1)
         emit_alone<S>(p, s, x, at, st);
     else
-        exchange<S>(p, s, tiles, x, at, st);
+        exchange<S>(p, s, x, at, st);
     if (!whole && (p.invariant ? arrived_last<S>(p, s, x, at.rank) : x.part == 0)) {
         sync_math<S>(); /* what was merged within the cluster has been read */
-        if (early_parts<S>(p, x, at.cluster))
-            named_sync(PARTS_BARRIER, S::TOLD);
+        if (early_parts<S>(p, x, at.cluster)) {
+            merge_parts<S, S::ROUNDS>(p, part_stats<S>(at.queries, 0), x, at, 0, false);
+        } else {
 #pragma unroll 1
-        for (int r = 0; r < S::ROUNDS; r++) {
-            float2(*stats)[16] = (float2(*)[16])s.tiles[tiles.stage];
-            if (early_parts<S>(p, x, at.cluster))
-                stats = part_stats<S>(S::LEAN ? s.q[0] : at.turned, r);
-            else
+            for (int r = 0; r < S::ROUNDS; r++) {
+                float2(*stats)[16] = (float2(*)[16])s.tiles[tiles.stage];
                 find_weights<S>(p, stats, x, at, r);
-            merge_parts<S>(p, stats, x, at, r);
+                merge_parts<S, 1>(p, stats, x, at, r, true);
+            }
         }
         whole = true;
     }
     if (whole)
         write_output<S>(p, x, at);
-    if (S::LEAN || x.scratch) {
+    int held = S::LEAN ? 1 : S::PAIRS && x.pair ? 2 : x.scratch ? S::ROOMS : 0;
+    if (held > 0)
         fence_async();
-        for (int i = 0; i < (S::LEAN ? 1 : S::ROOMS); i++)
-            release<S>(s, tiles);
-    }
+    for (int i = 0; i < held; i++)
+        release<S>(s, tiles);
 }
 
 } // namespace mla_few

@@ -29,6 +29,7 @@ struct piece {
     int32_t begin, end; /* this block's tokens */
     int32_t tiles;      /* stages of the ring that every block of the cluster uses for them */
     bool scratch;       /* one more stage, the same one in each block, is room for merging */
+    bool pair;          /* two tiles that are taken together, see attend_pair() */
     int32_t parts;      /* pieces of the item */
     int32_t part;       /* 0 ..: which one this is */
     int32_t slot0;      /* where the partial results of part 0 and part 1 .. stand */
@@ -89,7 +90,7 @@ static __device__ __forceinline__ int quotient(int n, int d)
     constexpr float TWO_23 = 8388608;
     float inverse;
 
-    if ((uint32_t)(n | d) >= 1 << 21)
+    if (__builtin_expect((uint32_t)(n | d) >= 1 << 21, 0))
         return quotient_long(n, d);
     float above = __int_as_float(n | __float_as_int(TWO_23)) - (TWO_23 - 0.5f);
     float below = __int_as_float(d | __float_as_int(TWO_23)) - TWO_23;
@@ -423,6 +424,7 @@ template <int N> __device__ bool plan<N>::next(const params &p, piece &out)
         out.end = min(begin + quotient((end - begin) * (rank + 1), cluster) << unit, e.kv_len);
         out.tiles = ((share << unit) + TILE - 1) / TILE;
         out.scratch = cluster > 1 || out.parts > 1;
+        out.pair = false;
         return true;
     }
 }

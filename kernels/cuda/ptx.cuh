@@ -246,6 +246,14 @@ __device__ __forceinline__ uint32_t cluster_rank()
     return r;
 }
 
+__device__ __forceinline__ uint32_t cluster_id()
+{
+    uint32_t r;
+
+    asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(r));
+    return r;
+}
+
 __device__ __forceinline__ uint32_t cluster_size()
 {
     uint32_t r;
