@@ -433,7 +433,7 @@ static void check_race(uint64_t seed)
     for (int fp8 = 0; fp8 < 2; fp8++)
         check("few", decode_few<1>, {1, 1, 260, 32, false, true, (bool)fp8, false, 0, 0, 40},
               seed++);
-    check("decode", decode, {1, 1, 200, 64, false, true, false, false, 0, 0}, seed++);
+    check("wide", mla_wide_launch, {1, 1, 200, 64, false, true, false, false, 0, 0}, seed++);
 }
 
 int main(int argc, char **argv)
