@@ -54,7 +54,7 @@ static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const
  * size. 0 when the device refuses. */
 static int workers_of(const variant &v, int size, int kernel_id)
 {
-    static int known[MAX_DEVICES][17][SIZES]; /* plus 1 */
+    static int known[MAX_DEVICES][19][SIZES]; /* plus 1 */
     int id, n = 0, cluster = CLUSTERS[size];
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attrs[2] = {};
@@ -180,15 +180,15 @@ static int map_cache(params *p, const struct mla_cache *c)
 }
 
 /* Rows of a tile. Two of 16 read the cache twice, but it is the sooner done when most blocks have
- * nothing to do else, unless the sequence is long. Tiles of 16 and 32 differ in the order of a few
- * sums, so in batch-invariant mode the batch has no say. */
+ * nothing to do else and, in bf16, the sequences are known to be short. Tiles of 16 and 32 differ
+ * in the order of a few sums, so in batch-invariant mode the batch has no say. */
 static int tile_rows(const struct mla_decode_args *a)
 {
     int rows = a->batch_invariant ? a->heads : a->heads * a->seqs.max_q_len;
-    int few_seqs = a->cache.format == MLA_KV_FP8 ? 8 : 2;
+    int pages = pages_expected(a), few_seqs = pages > 0 && pages <= TWICE_PAGES ? 2 : 0;
 
-    if (a->cache.format == MLA_KV_BF16 && a->seqs.n_seqs == 1 && pages_expected(a) > TWICE_PAGES)
-        few_seqs = 0;
+    if (a->cache.format == MLA_KV_FP8)
+        few_seqs = 8;
     return rows <= 16 || (!a->batch_invariant && rows <= 32 && a->seqs.n_seqs <= few_seqs) ? 16
                                                                                            : 32;
 }
@@ -235,6 +235,21 @@ static int lean_size(const struct mla_decode_args *a, int n_items)
 static int items_of(const struct mla_decode_args *a, int n)
 {
     return a->seqs.n_seqs * ((a->seqs.max_q_len * a->heads + n - 1) / n);
+}
+
+/* The form of `v` that takes two pages at one go, if that is what a block has, by the table's size.
+ * (As a kernel of its own: its code beside the other's made that 2 % slower.) */
+static variant with_pairs(const struct mla_decode_args *a, const variant &v, int n, int size,
+                          int n_items, int workers)
+{
+    int pages = pages_expected(a), blocks = workers / n_items * CLUSTERS[size];
+    int latent = a->cache.latent_dim, rope = a->cache.rope_dim;
+
+    if (a->batch_invariant || a->cache.format != MLA_KV_BF16 || pages <= blocks ||
+        pages > 2 * blocks)
+        return v;
+    variant pairs = (n == 16 ? find_16_pairs : find_32_pairs)(latent, rope);
+    return pairs.kernel && workers_of(pairs, size, n == 16 ? 17 : 18) >= workers ? pairs : v;
 }
 
 /* The workspace and what of the arguments the kernel sees; 0, or MLA_INVALID when there is too
@@ -294,6 +309,8 @@ int launch(const struct mla_decode_args *a, int cluster, enum form form, cudaStr
         v.shared_bytes = find_lean(a->cache.latent_dim, a->cache.rope_dim).shared_bytes;
     else if (!lean && a->settled && cluster == MAX_CLUSTER && n_items < p.workers)
         p.workers--;
+    if (!lean)
+        v = with_pairs(a, v, n, size, n_items, p.workers);
     if (p.workers <= 0 || (a->cache.format == MLA_KV_BF16 && map_cache(&p, &a->cache) < 0))
         return MLA_CUDA;
     int status = set_params(&p, a, n, device->sms);

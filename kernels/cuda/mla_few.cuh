@@ -40,9 +40,13 @@
 namespace mla_few
 {
 
-template <int N_, int LATENT_, int ROPE_, int FORMAT, bool LEAN_ = false> struct shape {
+/* See attend(), the lean form above, attend_pair(). */
+enum walk { PAGES, ONE_PAGE, PAIRS };
+
+template <int N_, int LATENT_, int ROPE_, int FORMAT, walk WALK = PAGES> struct shape {
     static constexpr int N = N_, LATENT = LATENT_, ROPE = ROPE_;
-    static constexpr bool LEAN = LEAN_; /* half a multiprocessor */
+    static constexpr bool LEAN = WALK == ONE_PAGE; /* half a multiprocessor */
+    static constexpr bool TWO = WALK == PAIRS;     /* pieces of two pages at one go */
     static constexpr bool FP8 = FORMAT == MLA_KV_FP8;
     static constexpr int BOXES = (LATENT + ROPE + 63) / 64; /* of 64 columns: 128 bytes a row */
     static constexpr int BLOCKS = LATENT / 64;              /* of O^T's rows */
@@ -88,8 +92,6 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT, bool LEAN_ = false> struct
         ROUNDS * MAX_CLUSTER * 16 * 8 + 12 * N * 4 + 1024 + MAX_CLUSTER * 32;
     static constexpr int SHARED_BYTES = LEAN ? 115712 : 232448; /* at most */
     static constexpr int FIT = (SHARED_BYTES - REST) / STAGE_BYTES, STAGES = FIT < 4 ? FIT : 4;
-
-    static constexpr bool PAIRS = !FP8 && !LEAN; /* see attend_pair() */
 
     /* The stages that merging's room takes. */
     static constexpr int ROOMS = LEAN ? 0 : 1; /* LEAN: the rope part and queries, see room_of() */
@@ -365,7 +367,7 @@ static __device__ __forceinline__ void bring_piece(const params &p, shared<S> &s
 {
     if (S::LEAN)
         f.x.tiles = max(f.x.tiles, 1); /* merging's room has a part of one */
-    if (S::PAIRS && f.x.tiles == 2 && f.w.cluster > 1 && (f.w.cluster & f.w.cluster - 1) == 0)
+    if (S::TWO && f.x.tiles == 2 && f.w.cluster > 1 && (f.w.cluster & f.w.cluster - 1) == 0)
         f.x.pair = true, f.x.scratch = false;
     const piece x = f.x;
     int lane = threadIdx.x % 32, pages = (x.end + MLA_PAGE_TOKENS - 1) / MLA_PAGE_TOKENS;

@@ -55,6 +55,8 @@ struct variant {
 /* kernel NULL when there is none of these sizes. */
 variant find_16_bf16(int latent_dim, int rope_dim);
 variant find_lean(int latent_dim, int rope_dim); /* 16 rows, bf16: two blocks to a multiprocessor */
+variant find_16_pairs(int latent_dim, int rope_dim); /* two pages at one go */
+variant find_32_pairs(int latent_dim, int rope_dim);
 variant find_16_fp8(int latent_dim, int rope_dim);
 variant find_32_bf16(int latent_dim, int rope_dim);
 variant find_32_fp8(int latent_dim, int rope_dim);

@@ -9,6 +9,13 @@ mla_few::variant mla_few::find_16_bf16(int latent_dim, int rope_dim)
 mla_few::variant mla_few::find_lean(int latent_dim, int rope_dim)
 {
     if (latent_dim == 512 && rope_dim == 64)
-        return make_variant<shape<16, 512, 64, MLA_KV_BF16, true>>();
+        return make_variant<shape<16, 512, 64, MLA_KV_BF16, ONE_PAGE>>();
+    return {};
+}
+
+mla_few::variant mla_few::find_16_pairs(int latent_dim, int rope_dim)
+{
+    if (latent_dim == 512 && rope_dim == 64)
+        return make_variant<shape<16, 512, 64, MLA_KV_BF16, PAIRS>>();
     return {};
 }

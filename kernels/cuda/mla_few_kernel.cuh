@@ -21,12 +21,12 @@ template <class S> static __device__ __forceinline__ void clear(state<S> &st)
         st.m[c] = -INFINITY, st.l[c] = 0;
 }
 
-/* This block's part of a piece. `ready` waits for its queries, once all else is; `ahead` is called
- * before the last tile is waited for, `tell` once sum_columns() has been. */
-template <class S, class Ready, class Ahead, class Tell>
+/* This block's part of a piece. `ahead` is called before the last tile is waited for, `tell` once
+ * sum_columns() has been. */
+template <class S, class Ahead, class Tell>
 static __device__ __forceinline__ void attend(const params &p, shared<S> &s, const piece &x,
                                               uint32_t q, ring<S::STAGES> &at, int cluster,
-                                              state<S> &st, Ready ready, Ahead ahead, Tell tell)
+                                              state<S> &st, Ahead ahead, Tell tell)
 {
     float one[1][S::SCORED / 2], (&d)[S::SCORED / 2] = one[0];
     constexpr bool EARLY = !S::FP8; /* told before the last values: FP8's loop would be slower */
@@ -34,10 +34,6 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
     const int begin = x.begin, end = x.end, n_tiles = x.tiles;
     int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len; /* tokens before it: every row */
 
-    clear<S>(st);
-    if (n_tiles > 0)
-        mbar_wait(smem_u32(&s.tile_full[at.stage]), at.phase);
-    ready();
 #pragma unroll 1
     for (int i = 0; i < n_tiles; i++) {
         int token = begin + i * TILE, valid = min(end - token, (int)TILE);
@@ -137,13 +133,12 @@ static __device__ __forceinline__ void attend(const params &p, shared<S> &s, con
  * the same time, and one after the other would wait for most of its steps. What stands where: the
  * second tile's probabilities in the first one's rope part, and merging's room in the queries, as
  * both have been multiplied by then. The tiles stay this block's until finish(). */
-template <class S, class Ready, class Ahead, class Tell>
+template <class S, class Ahead, class Tell>
 static __device__ __forceinline__ void
 attend_pair(const params &p, shared<S> &s, const piece &x, uint32_t q, const ring<S::STAGES> &at,
-            int cluster, state<S> &st, Ready ready, Ahead ahead, Tell tell)
+            int cluster, state<S> &st, Ahead ahead, Tell tell)
 {
-    const ring<S::STAGES> places[2] = {at, at.next()};
-    uint8_t *const tile[2] = {s.tiles[places[0].stage], s.tiles[places[1].stage]};
+    uint8_t *const tile[2] = {s.tiles[at.stage], s.tiles[at.next().stage]};
     const uint32_t from[2] = {smem_u32(tile[0]), smem_u32(tile[1])};
     const int copy = S::P_COPIES == 1 ? 0 : group<S>(); /* of the probabilities */
     const uint32_t probabilities[2] = {smem_u32(s.p[copy]),
@@ -151,14 +146,13 @@ attend_pair(const params &p, shared<S> &s, const piece &x, uint32_t q, const rin
     int all_see = p.causal ? x.kv_len - x.q_len + 1 : x.kv_len;
     float half[2][S::N / 2], d[2][S::SCORED / 2];
 
-    clear<S>(st);
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < 2; i++) {
-        mbar_wait(smem_u32(&s.tile_full[places[i].stage]), places[i].phase);
+        ring<S::STAGES> place = at.next(i);
+        mbar_wait(smem_u32(&s.tile_full[place.stage]), place.phase);
         if (x.begin + (i + 1) * TILE > x.end)
-            clear_rows<S>(tile[i], max(x.end - x.begin - i * TILE, 0));
+            clear_rows<S>(s.tiles[place.stage], max(x.end - x.begin - i * TILE, 0));
     }
-    ready();
     half_scores<S>(half, from, q);
     ahead();
     exchange_halves<S, 2>(d, half, s, tile, 0, p.scale_log2);
@@ -248,26 +242,25 @@ static __device__ __forceinline__ void decode_pieces(const params &p, shared<S> 
         find_limits<S>(p, s, x);
         if constexpr (S::FP8) {
             store_queries<S>(p, s, x);
+            clear<S>(st);
         } else {
             if (S::Q_STAGES == 1 && n > 0)
                 ask_queries<S>(route_queries<S>(p, q, x));
+            clear<S>(st);
+            await_queries<S>();
         }
-        auto ready = [&] {
-            if (!S::FP8)
-                await_queries<S>();
-        };
         auto ahead = [&] { look_ahead<S>(p, s, works.next(), s.q[n + 1 & S::Q_STAGES - 1]); };
         auto tell = [&] {
             if (cluster > 1)
                 named_arrive(TOLD_BARRIER, S::TOLD);
         };
-        if (S::PAIRS && x.pair) {
-            if constexpr (S::PAIRS)
-                attend_pair<S>(p, s, x, smem_u32(q), tiles, cluster, st, ready, ahead, tell);
-        } else {
-            attend<S>(p, s, x, smem_u32(q), tiles, cluster, st, ready, ahead, tell);
-        }
-        bool held = S::LEAN || (S::PAIRS && x.pair); /* the last tile */
+        bool together = S::TWO && x.pair;
+        if constexpr (S::TWO)
+            if (together)
+                attend_pair<S>(p, s, x, smem_u32(q), tiles, cluster, st, ahead, tell);
+        if (!together)
+            attend<S>(p, s, x, smem_u32(q), tiles, cluster, st, ahead, tell);
+        bool held = S::LEAN || together; /* the last tile */
         at.queries = q;
         at.turned = held ? s.tiles[tiles.stage] + S::STATS_BYTES : q;
         at.room = S::LEAN ? s.tiles[0] + S::BLOCKS * TILE * 128 : held ? q : s.tiles[tiles.stage];

@@ -181,18 +181,20 @@ static __device__ __forceinline__ void leave_2(float2 *to, float2 v)
                  : "memory");
 }
 
-/* Whether all of it is there. */
-static __device__ __forceinline__ bool find_4(float4 &v, const float4 *from)
+/* What is there so far. */
+static __device__ __forceinline__ void find_4(float4 &v, const float4 *from)
 {
-    uint4 w;
-
-    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
                  : "l"(from)
                  : "memory");
-    v = make_float4(__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z),
-                    __uint_as_float(w.w));
-    return w.x && w.y && w.z && w.w;
+}
+
+/* Whether all of it is there. */
+static __device__ __forceinline__ bool is_there(const float4 &v)
+{
+    return __float_as_uint(v.x) != 0 & __float_as_uint(v.y) != 0 & __float_as_uint(v.z) != 0 &
+           __float_as_uint(v.w) != 0;
 }
 
 static __device__ __forceinline__ bool find_2(float2 &v, const float2 *from)
@@ -524,14 +526,25 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
     auto read = [&](int i, int begin) {
         uint32_t looks = 0;
         bool there;
+#pragma unroll
+        for (int r = 0; r < R; r++)
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                part[r][k] = make_float4(1, 1, 1, 1); /* where there is none */
         do {
             look_again(looks);
+#pragma unroll
+            for (int r = 0; r < R; r++)
+#pragma unroll
+                for (int k = 0; k < BATCH; k++)
+                    if (begin + k < x.parts)
+                        find_4(part[r][k], place(r, i, begin + k));
             there = true;
 #pragma unroll
             for (int r = 0; r < R; r++)
 #pragma unroll
                 for (int k = 0; k < BATCH; k++)
-                    there &= find_4(part[r][k], place(r, i, min(begin + k, x.parts - 1)));
+                    there &= is_there(part[r][k]);
         } while (!there);
     };
 
@@ -603,7 +616,7 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
     }
     if (whole)
         write_output<S>(p, x, at);
-    int held = S::LEAN ? 1 : S::PAIRS && x.pair ? 2 : x.scratch ? S::ROOMS : 0;
+    int held = S::LEAN ? 1 : S::TWO && x.pair ? 2 : x.scratch ? S::ROOMS : 0;
     if (held > 0)
         fence_async();
     for (int i = 0; i < held; i++)

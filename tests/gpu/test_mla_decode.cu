@@ -421,6 +421,25 @@ static void check_graph(int heads)
         printf("FAIL graph: H %d\n", heads);
 }
 
+/* Lengths and tables of which a block has about two pages. */
+static void check_pairs(uint64_t seed)
+{
+    for (int h : {7, 16, 32})
+        for (int q : {1, 2})
+            for (int kv : {6400, 7681, 8191, 8192, 9001, 15000})
+                for (int v = 0; v < 2; v++)
+                    check("few", decode_few<0>, {1, q, kv, h, v > 0, true, false, false, 0, 0},
+                          seed++);
+    for (int h : {16, 32})
+        for (int b : {2, 3, 5})
+            for (int kv : {1500, 2500, 4000, 6000}) {
+                check("few", decode_few<0>, {b, 1, kv, h, true, true, false, false, 0, 0}, seed++);
+                check("few", decode_few<8>, {b, 1, kv, h, false, true, false, false, 0, 0}, seed++);
+                check("few", decode_few<2>, {b, 2, kv / 4, h, true, true, false, false, 0, 0},
+                      seed++);
+            }
+}
+
 /* Each kernel once, so small that racecheck is done in seconds; without clusters, on whose exchange
  * through distributed shared memory racecheck (13.0) never ends. */
 static void check_race(uint64_t seed)
@@ -458,6 +477,7 @@ int main(int argc, char **argv)
         check_settled_cases("few", decode_few<0>, false, seed += 1000);
         check_settled_cases("lean", decode_lean<0>, false, seed + 500);
         check_steep("few", decode_few<0>, false, seed + 250);
+        check_pairs(seed + 2000);
         check_steep("lean", decode_lean<0>, false, seed + 750);
         /* Many rows of few sequences, as when one that was preempted is computed again. */
         check("few", decode_few<0>, {9, 600, 2000, 16, true, true, true, true, 0, 0}, seed + 900);
