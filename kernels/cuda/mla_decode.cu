@@ -5,7 +5,8 @@
  *   mla_baseline.cu  everything else
  *
  * Which is faster where both can serve is measured (tests/bench/RESULTS.md). The workspace holds
- * wide's part, then few's: wide's flags and all of few's are zero between calls. */
+ * wide's part, then few's: wide's flags and all of few's are zero between calls. Wide's is there,
+ * and as large, whatever is called, since calls of all shapes may share a workspace. */
 #include "kernels/cuda/mla_internal.h"
 
 #include <stdint.h>
@@ -60,7 +61,7 @@ int mla_decode(const struct mla_decode_args *args, mla_stream stream)
     int few = device->hopper && prefers_few(args);
     if (!few && (!device->hopper || !mla_wide_serves(args)))
         return mla_baseline_launch(args, stream);
-    wide_bytes = mla_wide_workspace(device->sms, args->cache.latent_dim);
+    wide_bytes = mla_wide_workspace(device->sms);
     if (!args->workspace || args->workspace_bytes < wide_bytes)
         return MLA_INVALID;
     if (!few)
@@ -77,7 +78,7 @@ size_t mla_decode_workspace(int32_t n_seqs, int32_t query_rows, int32_t heads, i
 
     if (!device)
         return 0;
-    return mla_wide_workspace(device->sms, latent_dim) +
+    return mla_wide_workspace(device->sms) +
            mla_few_workspace(device->sms, n_seqs, query_rows, heads, latent_dim, heads <= FEW_ROWS);
 }
 

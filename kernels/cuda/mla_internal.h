@@ -34,7 +34,7 @@ int mla_baseline_launch(const struct mla_decode_args *args, cudaStream_t stream)
 /* Hopper, bf16, 512 + 64, tiles of 64 query rows. */
 int mla_wide_launch(const struct mla_decode_args *args, cudaStream_t stream);
 int mla_wide_serves(const struct mla_decode_args *args);
-size_t mla_wide_workspace(int sms, int32_t latent_dim);
+size_t mla_wide_workspace(int sms);
 
 /* Hopper, few query rows: row tiles of 16 or 32, bf16 and FP8 caches, 512 + 64, 256 + 64, 256 + 32.
  * All of its workspace is zero between calls: no other kernel may write there. */

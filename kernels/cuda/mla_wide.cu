@@ -20,10 +20,8 @@ static size_t partial_rows(int sms)
     return (size_t)sms * 2 * ROWS;
 }
 
-size_t mla_wide_workspace(int sms, int32_t latent_dim)
+size_t mla_wide_workspace(int sms)
 {
-    if (latent_dim != LATENT)
-        return 0;
     size_t bytes =
         partial_rows(sms) * (LATENT * 2 + 2 * sizeof(float)) + (size_t)sms * 3 * sizeof(uint32_t);
 

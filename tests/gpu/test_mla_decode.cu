@@ -10,6 +10,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "tests/gpu/mla_case.cuh"
 
+#include <algorithm>
 #include <string.h>
 
 static int failed, passed;
@@ -440,6 +441,33 @@ static void check_pairs(uint64_t seed)
             }
 }
 
+/* Calls of any shape may share a workspace: one leaves nothing that another takes for its own. */
+static void check_shared_workspace(uint64_t seed)
+{
+    mla_setup wide({4, 2, 9000, 128, false, true, false, false, 0, 0}, seed);
+    mla_setup few({3, 2, 300, 16, true, true, false, false, 256, 32}, seed + 1);
+    size_t n = few.query_rows * 16 * 256;
+    std::vector<uint16_t> want(n), got(n);
+    void *shared;
+
+    int status = mla_decode(&few.args, 0);
+    CHECK_CUDA(cudaMemcpy(want.data(), few.args.out, n * 2, cudaMemcpyDeviceToHost));
+    few.poison();
+    size_t bytes = std::max(few.args.workspace_bytes, wide.args.workspace_bytes);
+    CHECK_CUDA(cudaMalloc(&shared, bytes));
+    CHECK_CUDA(cudaMemset(shared, 0, bytes));
+    wide.args.workspace = few.args.workspace = shared;
+    wide.args.workspace_bytes = few.args.workspace_bytes = bytes;
+    status |= mla_decode(&wide.args, 0);
+    status |= mla_decode(&few.args, 0);
+    CHECK_CUDA(cudaMemcpy(got.data(), few.args.out, n * 2, cudaMemcpyDeviceToHost));
+    bool ok = status == MLA_OK && got == want;
+    ok ? passed++ : failed++;
+    if (!ok)
+        printf("FAIL a workspace shared with calls of another latent\n");
+    cudaFree(shared);
+}
+
 /* Each kernel once, so small that racecheck is done in seconds; without clusters, on whose exchange
  * through distributed shared memory racecheck (13.0) never ends. */
 static void check_race(uint64_t seed)
@@ -537,6 +565,7 @@ int main(int argc, char **argv)
     check_nans(seed + 1800);
     for (int h : {16, 64, 128})
         check_graph(h);
+    check_shared_workspace(seed + 2700);
 out:
     printf("mla_decode: %d passed, %d failed\n", passed, failed);
     return failed != 0;
