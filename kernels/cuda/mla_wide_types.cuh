@@ -144,7 +144,7 @@ struct course {
     starts from;
 };
 
-/* Shared memory, 229,376 + 2,376 of 232,448 bytes (it begins on a multiple of 1,024):
+/* Shared memory, 229,376 + 2,360 of 232,448 bytes (it begins on a multiple of 1,024):
  *   q       65,536   eight boxes; the ninth (rope) is in registers
  *   kv     147,456   two pages of nine boxes
  *   p       16,384   probabilities of the pages in the two slots
