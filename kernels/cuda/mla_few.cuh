@@ -125,7 +125,7 @@ enum {
  *   q        36,864   18,432   18,432     73,728   36,864
  *   p         4,096    2,048    8,192      4,096   16,384
  *   sums     16,384        -   16,384          -        -
- *   stats     4,608    4,608    4,608      4,608    4,608
+ *   stats     2,560    2,560    2,560      4,608    4,608
  *   the rest under 3 KB */
 template <class S> struct shared {
     alignas(1024) uint8_t tiles[S::STAGES][S::STAGE_BYTES];
