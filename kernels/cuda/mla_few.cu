@@ -14,6 +14,9 @@ static const int CLUSTERS[] = {1, 2, 3, 4, 6, 8, 16};
 
 enum { SIZES = sizeof(CLUSTERS) / sizeof(CLUSTERS[0]) };
 
+/* Kernels, for workers_of(): those of find_variant() come first. */
+enum { LEAN_ID = 16, PAIRS_16_ID, PAIRS_32_ID, KERNELS };
+
 /* Much more than that leaves nothing of one call in L2 for the next whatever the policy. */
 enum { STREAM_BYTES = 1 << 30 };
 
@@ -54,7 +57,7 @@ static void configure(cudaLaunchConfig_t *c, cudaLaunchAttribute attrs[2], const
  * size. 0 when the device refuses. */
 static int workers_of(const variant &v, int size, int kernel_id)
 {
-    static int known[MAX_DEVICES][19][SIZES]; /* plus 1 */
+    static int known[MAX_DEVICES][KERNELS][SIZES]; /* plus 1 */
     int id, n = 0, cluster = CLUSTERS[size];
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attrs[2] = {};
@@ -209,7 +212,7 @@ static variant find_lean_variant(const struct mla_decode_args *a, int *id)
 {
     variant v = {};
 
-    *id = 16;
+    *id = LEAN_ID;
     if (a->cache.format == MLA_KV_BF16)
         v = find_lean(a->cache.latent_dim, a->cache.rope_dim);
     v.shared_bytes = LEAN_MORE;
@@ -249,7 +252,8 @@ static variant with_pairs(const struct mla_decode_args *a, const variant &v, int
         pages > 2 * blocks)
         return v;
     variant pairs = (n == 16 ? find_16_pairs : find_32_pairs)(latent, rope);
-    return pairs.kernel && workers_of(pairs, size, n == 16 ? 17 : 18) >= workers ? pairs : v;
+    int id = n == 16 ? PAIRS_16_ID : PAIRS_32_ID;
+    return pairs.kernel && workers_of(pairs, size, id) >= workers ? pairs : v;
 }
 
 /* The workspace and what of the arguments the kernel sees; 0, or MLA_INVALID when there is too

@@ -13,14 +13,15 @@
  *              added through shared memory), then the same probabilities, then half of the output;
  *              with 32 rows each gets whole scores and makes probabilities of half of the columns
  *   warp 8     plans (mla_few_work.cuh), and brings the cache, by TMA, STAGES tiles ahead
- *   warp 9     tells the cluster of the block's maxima and sums, and makes weights of what it
- * hears; with 32 rows of columns 0-15, and warp 10 of the others 10 and 11  nothing else: they are
- * there (UNEVEN) so that the others can have their registers
+ *   warp 9     tells the cluster of the block's maxima and sums, and makes weights of what it hears
+ *   warp 10    the same of the other columns with 32 rows: warp 9 has the first 16
+ *   10 and 11  else nothing: they are there (UNEVEN) so that others can have their registers
  *
  * The lean form (16 rows, bf16) is for calls of few pages a block: half of a multiprocessor, so
  * that the next call's blocks stand beside, with plan made and first page there, when this call
  * ends. It has one group of four math warps (the products take as long: they are bound by shared
  * memory), one warp that brings, one tile, and merges where the rope part and the queries were.
+ * The form PAIRS (bf16) is for calls of two pages a block, whose steps it takes for both together.
  *
  * The softmax goes by references that lag behind the maxima: as long as no score is far beyond its
  * column's (GROWTH), a page needs no maximum. If one is, the page's probabilities are made anew.
@@ -94,7 +95,7 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT, walk WALK = PAGES> struct 
     static constexpr int FIT = (SHARED_BYTES - REST) / STAGE_BYTES, STAGES = FIT < 4 ? FIT : 4;
 
     /* The stages that merging's room takes. */
-    static constexpr int ROOMS = LEAN ? 0 : 1; /* LEAN: the rope part and queries, see room_of() */
+    static constexpr int ROOMS = LEAN ? 0 : 1; /* LEAN: the rope part and queries */
     /* What stands at the end of the queries, see part_stats(). */
     static constexpr int PART_STATS_BYTES = ROUNDS * MAX_CLUSTER * 16 * 8;
     static_assert(ROUNDS * UNITS / 2 * 1024 <= Q_BYTES - PART_STATS_BYTES, "output before it");

@@ -8,9 +8,10 @@
  *
  * Within a cluster: each block tells all others its (m, l), then writes every unit, as halves times
  * a power of two of each warp's, into the shared memory of the block that owns it: a stage of the
- * ring that is passed on for this, once its owner has granted it to everybody. An owner makes
- * weights of what it has heard, waits until all have written, then sums. No block is written to
- * after that, so it may end.
+ * ring that is passed on for this, once its owner has granted it to everybody (LEAN: the rope part
+ * and the queries, a pair of tiles: the queries, which have been multiplied by then). An owner
+ * makes weights of what it has heard, waits until all have written, then sums. No block is written
+ * to after that, so it may end.
  *
  * Between clusters (pieces of one item): each owner leaves its part in the workspace. That of the
  * first part, which is its worker's last piece, takes them all as they arrive and writes the
@@ -18,7 +19,8 @@
  * batch-invariant mode, where a worker may have several parts of an item, each counts up, and
  * whoever completes the count merges and sets the counter back.
  *
- * The output is turned around in the piece's query buffer, which nobody reads any more. */
+ * The output is turned around in the piece's query buffer, which nobody reads any more, or, where
+ * that is merging's room, in the tile. */
 #pragma once
 
 #include "kernels/cuda/mla_few_fp8.cuh"

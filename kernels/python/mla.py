@@ -25,7 +25,7 @@ was captured on. So graphs that are replayed at the same time must be captured o
 (torch.cuda.graph captures all on one stream unless it is given another), and a stream that a graph
 was captured on must not make calls of its own beside the graph's replay.
 Blocks of a call wait for each other, so let one call run at a time on a GPU: two at once might each
-have a part of the processors, and wait for ever.
+have a part of the processors, and wait until a fault ends them.
 
 The library is looked for beside this file, in the folder `lib` beside this file's (as in the
 packed archive), and in the folder `build` of the source tree; load() takes any other path.

@@ -305,6 +305,19 @@ static __global__ void scale_bf16(__nv_bfloat16 *x, int64_t n, float by)
         x[i] = __float2bfloat16(__bfloat162float(x[i]) * by);
 }
 
+/* A call's output. */
+static std::vector<float> output_of(launch_fn launch, const mla_setup &s, size_t n, int *status)
+{
+    std::vector<__nv_bfloat16> got(n);
+    std::vector<float> values(n);
+
+    *status |= launch(&s.args, 0);
+    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++)
+        values[i] = __bfloat162float(got[i]);
+    return values;
+}
+
 /* Whatever the values' magnitude, nothing is lost where partial sums are packed: a cache times a
  * power of two, with scores as they were, gives the same results times that. */
 static void check_magnitude(const char *kernel, launch_fn launch, const mla_case &c, int exponent,
@@ -314,13 +327,10 @@ static void check_magnitude(const char *kernel, launch_fn launch, const mla_case
     float by = ldexpf(1, exponent);
     size_t n = s.query_rows * c.heads * s.args.cache.latent_dim;
     std::vector<__nv_bfloat16> got(n);
-    std::vector<float> want(n);
+    int status = MLA_OK;
+    std::vector<float> want = output_of(launch, s, n, &status);
     char why[256] = "";
 
-    int status = launch(&s.args, 0);
-    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < n; i++)
-        want[i] = __bfloat162float(got[i]);
     s.poison();
     scale_bf16<<<256, 256>>>((__nv_bfloat16 *)s.args.cache.pages,
                              s.args.cache.n_pages * s.args.cache.page_stride / 2, by);
@@ -356,13 +366,10 @@ static void check_nan(const char *kernel, launch_fn launch, const mla_case &c, u
     size_t row = (size_t)s.args.cache.latent_dim, n = s.query_rows * c.heads * row;
     size_t width = row + s.args.cache.rope_dim;
     std::vector<__nv_bfloat16> got(n);
-    std::vector<float> want(n), after(n);
+    int status = MLA_OK;
+    std::vector<float> want = output_of(launch, s, n, &status);
     char why[256] = "";
 
-    int status = launch(&s.args, 0);
-    CHECK_CUDA(cudaMemcpy(got.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < n; i++)
-        want[i] = __bfloat162float(got[i]);
     s.poison();
     CHECK_CUDA(cudaMemset((char *)s.args.q + width * 2, 0xff, width * 2)); /* row 0, head 1 */
     status |= launch(&s.args, 0);
