@@ -320,6 +320,7 @@ int launch(const struct mla_decode_args *a, int cluster, enum form form, cudaStr
     int status = set_params(&p, a, n, device->sms);
     if (status < 0)
         return status;
+    p.per_block = ((1u << 31) + (uint32_t)cluster - 1) / (uint32_t)cluster;
     configure(&config, attrs, v, cluster, p.workers * cluster, stream);
     return cudaLaunchKernelEx(&config, v.kernel, (const params)p) == cudaSuccess ? MLA_OK
                                                                                  : MLA_CUDA;

@@ -41,6 +41,10 @@
 namespace mla_few
 {
 
+/* Floats from a column's weights to the next one's: those of 16 blocks or parts, and what keeps
+ * columns on different banks. */
+enum { WEIGHTS_STEP = MAX_CLUSTER + 4 };
+
 /* See attend(), the lean form above, attend_pair(). */
 enum walk { PAGES, ONE_PAGE, PAIRS };
 
@@ -96,10 +100,10 @@ template <int N_, int LATENT_, int ROPE_, int FORMAT, walk WALK = PAGES> struct 
 
     /* The stages that merging's room takes. */
     static constexpr int ROOMS = LEAN ? 0 : 1; /* LEAN: the rope part and queries */
-    /* What stands at the end of the queries, see part_stats(). */
-    static constexpr int PART_STATS_BYTES = ROUNDS * MAX_CLUSTER * 16 * 8;
-    static_assert(ROUNDS * UNITS / 2 * 1024 <= Q_BYTES - PART_STATS_BYTES, "output before it");
-    static_assert(!LEAN || ROOM_BYTES <= (BOXES - BLOCKS) * TILE * 128 + Q_BYTES - PART_STATS_BYTES,
+    /* What stands at the end of the queries, see part_weights(). */
+    static constexpr int WEIGHTS_BYTES = ROUNDS * 16 * WEIGHTS_STEP * 4;
+    static_assert(ROUNDS * UNITS / 2 * 1024 <= Q_BYTES - WEIGHTS_BYTES, "output before it");
+    static_assert(!LEAN || ROOM_BYTES <= (BOXES - BLOCKS) * TILE * 128 + Q_BYTES - WEIGHTS_BYTES,
                   "room before it");
     static_assert(STAGES > ROOMS, "a stage besides merging's");
 };

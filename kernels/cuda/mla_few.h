@@ -37,6 +37,7 @@ struct params {
     int32_t causal;
     int32_t invariant;
     int32_t workers;    /* clusters of the grid */
+    uint32_t per_block; /* 2^31 / blocks of a cluster, rounded up */
     int32_t page_cost;  /* see plan::cost */
     uint32_t *counters; /* batch-invariant mode: (MAX_ITEMS, MAX_CLUSTER) arrivals */
     float2 *stats;      /* (slots, MAX_CLUSTER, N) maximum and sum of a partial result's rows */

@@ -339,8 +339,8 @@ static __device__ __forceinline__ void weigh_cluster(const params &p, shared<S> 
 
 /* Weights of an item's parts, as they become known. */
 template <class S>
-static __device__ __forceinline__ void weigh_parts(const params &p, float2 (*stats)[16],
-                                                   const piece &x, int rank, int round)
+static __device__ __forceinline__ void weigh_parts(const params &p, uint8_t *q, const piece &x,
+                                                   int rank, int round)
 {
     int lane = thread() % 32, col = lane % 16, first = lane / 16;
     float2 v[SHARE];
@@ -363,7 +363,7 @@ static __device__ __forceinline__ void weigh_parts(const params &p, float2 (*sta
     float2 ml = weigh_few(v, true);
 #pragma unroll
     for (int k = 0; k < SHARE; k++)
-        stats[first + 2 * k][col].x = v[k].x;
+        part_weights<S>(q, round, col)[first + 2 * k] = v[k].x;
     if (lane < 16 && rank == 0)
         write_lse(p, x, 16 * round + col, ml);
     __syncwarp(); /* all has been read */
@@ -398,7 +398,7 @@ static __device__ __forceinline__ void herald(const params &p, shared<S> &s, int
             weigh_cluster<S>(p, s, x, rank, cluster, round);
             named_arrive(WEIGHED_BARRIER, S::TOLD);
             if (early_parts<S>(p, x, cluster)) {
-                weigh_parts<S>(p, part_stats<S>(s.q[n & S::Q_STAGES - 1], round), x, rank, round);
+                weigh_parts<S>(p, s.q[n & S::Q_STAGES - 1], x, rank, round);
                 named_arrive(PARTS_BARRIER, S::TOLD);
             }
         }

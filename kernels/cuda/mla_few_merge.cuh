@@ -183,20 +183,23 @@ static __device__ __forceinline__ void leave_2(float2 *to, float2 v)
                  : "memory");
 }
 
-/* What is there so far. */
-static __device__ __forceinline__ void find_4(float4 &v, const float4 *from)
+/* What is there so far, BYTES from `from` on, if there is to be anything: without a branch. */
+template <int BYTES>
+static __device__ __forceinline__ void find_4(float4 &v, const float4 *from, bool wanted)
 {
-    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "l"(from)
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n"
+                 "@p ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4 + %6];\n}"
+                 : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w)
+                 : "l"(from), "r"((int)wanted), "n"(BYTES)
                  : "memory");
 }
 
-/* Whether all of it is there. */
-static __device__ __forceinline__ bool is_there(const float4 &v)
+/* 0 unless all of it is there. A number, not a bool: for want of predicates the compiler would test
+ * each part before it reads the next. */
+static __device__ __forceinline__ uint32_t least_word(const float4 &v)
 {
-    return __float_as_uint(v.x) != 0 & __float_as_uint(v.y) != 0 & __float_as_uint(v.z) != 0 &
-           __float_as_uint(v.w) != 0;
+    return min(min(__float_as_uint(v.x), __float_as_uint(v.y)),
+               min(__float_as_uint(v.z), __float_as_uint(v.w)));
 }
 
 static __device__ __forceinline__ bool find_2(float2 &v, const float2 *from)
@@ -358,7 +361,7 @@ enum { BATCH = 8 }; /* parts that are read at a time */
 template <class S>
 static __device__ __forceinline__ float *weights_of(shared<S> &s, int round, int col)
 {
-    return (float *)s.stats[round] + col * (MAX_CLUSTER + 4);
+    return (float *)s.stats[round] + col * WEIGHTS_STEP;
 }
 
 static __device__ __forceinline__ void read_batch(float (&v)[BATCH], const float *from)
@@ -474,10 +477,12 @@ static __device__ __forceinline__ bool early_parts(const params &p, const piece 
     return cluster > 1 && x.parts > 1 && x.parts <= MAX_CLUSTER && x.part == 0 && !p.invariant;
 }
 
-/* Where these weights stand, (parts, 16) of a round: in the queries, which have been multiplied. */
-template <class S> static __device__ __forceinline__ float2 (*part_stats(uint8_t *q, int round))[16]
+/* Where these weights of a column of a round stand, one for each part, 0 past the last one: in the
+ * queries, which have been multiplied. */
+template <class S>
+static __device__ __forceinline__ float *part_weights(uint8_t *q, int round, int col)
 {
-    return (float2(*)[16])(q + S::Q_BYTES - S::PART_STATS_BYTES) + round * MAX_CLUSTER;
+    return (float *)(q + S::Q_BYTES - S::WEIGHTS_BYTES) + (16 * round + col) * WEIGHTS_STEP;
 }
 
 /* Their weights, and what follows from them at once. `stats`: room for (parts, 16). */
@@ -503,22 +508,14 @@ static __device__ __forceinline__ void find_weights(const params &p, float2 (*st
     sync_math<S>();
 }
 
-/* A part's weights of the two columns that a thread has of a unit, or 0. */
-static __device__ __forceinline__ float2 weights_of_part(const float2 *stats, int half, int t,
-                                                         bool there)
-{
-    float4 w = *(const float4 *)(stats + 8 * half + column(0, t));
-
-    return make_float2(there ? w.x : 0, there ? w.z : 0);
-}
-
-/* Columns 16 round .. of all parts, of R rounds, this block's units, as they arrive; `stats` has
- * their weights, once `weighed`: until then PARTS_BARRIER is waited for, but only when the first
- * parts are there. */
-template <class S, int R>
-static __device__ __forceinline__ void merge_parts(const params &p, float2 (*stats)[16],
-                                                   const piece &x, const merge_place<S> &at,
-                                                   int round, bool weighed)
+/* Columns 16 round .. of all parts, of R rounds, this block's units, as they arrive.
+ * read_weights(even, odd, r, col, begin) has the weights of BATCH of them, 0 past the last, of
+ * column `col` of round round + r and the next one, once `weighed`: until then PARTS_BARRIER is
+ * waited for, but only when the first parts are there. */
+template <class S, int R, class Weights>
+static __device__ __forceinline__ void merge_parts(const params &p, const piece &x,
+                                                   const merge_place<S> &at, int round,
+                                                   bool weighed, Weights read_weights)
 {
     int t = thread();
     float4 part[R][BATCH];
@@ -526,8 +523,7 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
         return partial_of<S>(p, slot_of(x, part), round + r, at.first + i, t);
     };
     auto read = [&](int i, int begin) {
-        uint32_t looks = 0;
-        bool there;
+        uint32_t looks = 0, least;
 #pragma unroll
         for (int r = 0; r < R; r++)
 #pragma unroll
@@ -536,18 +532,20 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
         do {
             look_again(looks);
 #pragma unroll
+            for (int k = 0; k < BATCH; k++) {
+                const float4 *from = place(0, i, begin + k);
+                bool wanted = k == 0 || begin + k < x.parts;
+                find_4<0>(part[0][k], from, wanted);
+                if constexpr (R > 1)
+                    find_4<S::UNITS * GROUP_THREADS * 16>(part[1][k], from, wanted);
+            }
+            least = ~0u;
+#pragma unroll
             for (int r = 0; r < R; r++)
 #pragma unroll
                 for (int k = 0; k < BATCH; k++)
-                    if (begin + k < x.parts)
-                        find_4(part[r][k], place(r, i, begin + k));
-            there = true;
-#pragma unroll
-            for (int r = 0; r < R; r++)
-#pragma unroll
-                for (int k = 0; k < BATCH; k++)
-                    there &= is_there(part[r][k]);
-        } while (!there);
+                    least = min(least, least_word(part[r][k]));
+        } while (least == 0);
     };
 
 #pragma unroll 1
@@ -560,12 +558,13 @@ static __device__ __forceinline__ void merge_parts(const params &p, float2 (*sta
                 named_sync(PARTS_BARRIER, S::TOLD);
             weighed = true;
 #pragma unroll
-            for (int r = 0; r < R; r++)
+            for (int r = 0; r < R; r++) {
+                float even[BATCH], odd[BATCH];
+                read_weights(even, odd, r, (at.first + i) % 2 * 8 + column(0, t), begin);
 #pragma unroll
                 for (int k = 0; k < BATCH; k++)
-                    add_part(v[r], part[r][k],
-                             weights_of_part(stats[r * MAX_CLUSTER + min(begin + k, x.parts - 1)],
-                                             (at.first + i) % 2, t, begin + k < x.parts));
+                    add_part(v[r], part[r][k], make_float2(even[k], odd[k]));
+            }
 #pragma unroll
             for (int r = 0; r < R; r++)
 #pragma unroll
@@ -605,13 +604,27 @@ static __device__ __forceinline__ void finish(const params &p, shared<S> &s, con
     if (!whole && (p.invariant ? arrived_last<S>(p, s, x, at.rank) : x.part == 0)) {
         sync_math<S>(); /* what was merged within the cluster has been read */
         if (early_parts<S>(p, x, at.cluster)) {
-            merge_parts<S, S::ROUNDS>(p, part_stats<S>(at.queries, 0), x, at, 0, false);
+            auto weights = [&](float(&even)[BATCH], float(&odd)[BATCH], int r, int col, int begin) {
+                read_batch(even, part_weights<S>(at.queries, r, col) + begin);
+                read_batch(odd, part_weights<S>(at.queries, r, col + 1) + begin);
+            };
+            merge_parts<S, S::ROUNDS>(p, x, at, 0, false, weights);
         } else {
 #pragma unroll 1
             for (int r = 0; r < S::ROUNDS; r++) {
                 float2(*stats)[16] = (float2(*)[16])s.tiles[tiles.stage];
+                auto weights = [&](float(&even)[BATCH], float(&odd)[BATCH], int, int col,
+                                   int begin) {
+#pragma unroll
+                    for (int k = 0; k < BATCH; k++) {
+                        bool there = begin + k < x.parts;
+                        float4 w = *(const float4 *)(stats[there ? begin + k : 0] + col);
+                        even[k] = there ? w.x : 0;
+                        odd[k] = there ? w.z : 0;
+                    }
+                };
                 find_weights<S>(p, stats, x, at, r);
-                merge_parts<S, 1>(p, stats, x, at, r, true);
+                merge_parts<S, 1>(p, x, at, r, true, weights);
             }
         }
         whole = true;

@@ -58,6 +58,11 @@ struct extent {
     int32_t q_len, kv_len, tiles, units;
 };
 
+template <int N> static __device__ __forceinline__ int tiles_of(const params &p, int q_len)
+{
+    return (q_len * p.heads + N - 1) / N;
+}
+
 template <int N>
 static __device__ __forceinline__ extent make_extent(const params &p, int q_len, int kv_len,
                                                      int shift)
@@ -66,7 +71,7 @@ static __device__ __forceinline__ extent make_extent(const params &p, int q_len,
 
     e.q_len = q_len;
     e.kv_len = kv_len;
-    e.tiles = (q_len * p.heads + N - 1) / N;
+    e.tiles = tiles_of<N>(p, q_len);
     e.units = max((kv_len + (1 << shift) - 1) >> shift, 1);
     return e;
 }
@@ -104,16 +109,21 @@ static __device__ __noinline__ int scaled_long(int a, int b, int c)
     return (int)((int64_t)a * b / c);
 }
 
-enum { KEPT = 8 /* sequences of a lane whose lengths are remembered for holds() */ };
+enum {
+    KEPT = 8,        /* sequences of a lane whose lengths are remembered for holds() */
+    MERGE_COST = 8,  /* see plan::cost */
+    UNEVEN_COST = 6, /* the same */
+};
 
 template <int N> struct plan {
     int32_t worker, workers, rank, cluster;
     int32_t unit;          /* log2 of a unit's tokens */
     int32_t total, lo, hi; /* the line, and this worker's stretch of it */
-    int32_t seq, base;     /* the sequence at hand and where it begins on the line */
-    int32_t item0;         /* the sequence's first item */
-    int32_t tile, cut;     /* the next piece: row tile; piece (batch-invariant mode) */
-    bool stream;           /* a call of so many pages that they pass through L2 */
+    int32_t parts;     /* all items are alike, and each has so many workers; 0: it is otherwise */
+    int32_t seq, base; /* the sequence at hand and where it begins on the line */
+    int32_t item0;     /* the sequence's first item */
+    int32_t tile, cut; /* the next piece: row tile; piece (batch-invariant mode) */
+    bool stream;       /* a call of so many pages that they pass through L2 */
     extent e;
 
     /* Sequences first .. first + 31, one to each lane. */
@@ -126,11 +136,18 @@ template <int N> struct plan {
 
   private:
     __device__ void load(const params &p, int from);
-    __device__ void choose_workers(const params &p, int pages, int items, bool alike);
+    __device__ int choose_workers(const params &p, int pages, int items, bool alike);
     __device__ int cost(const params &p, int n, int pages, int parts, bool even) const;
     __device__ void find_start(const params &p, int per_lane, int tiles, int span);
+    __device__ void find_start_alike(const params &p, int whole, int tiles, int units);
     __device__ bool next_free(const params &p, int start, piece &out, int &begin, int &end);
     __device__ bool next_fixed(int start, piece &out, int &begin, int &end);
+
+    /* n / cluster, 0 <= n < 2^27 */
+    static __device__ __forceinline__ int by_cluster(const params &p, int n)
+    {
+        return (int)__umulhi(2 * (uint32_t)n, p.per_block);
+    }
 
     static __device__ __forceinline__ int scaled(int a, int b, int c)
     {
@@ -214,31 +231,39 @@ __device__ int plan<N>::cost(const params &p, int n, int pages, int parts, bool 
 {
     int block = quotient(4 * pages + n * cluster - 1, n * cluster);
 
-    return max(block, pages >> p.page_cost) + (parts > 1 ? 8 : 0) + (even ? 0 : 6);
+    return max(block, pages >> p.page_cost) + (parts > 1 ? MERGE_COST : 0) +
+           (even ? 0 : UNEVEN_COST);
 }
 
-/* As many workers as there are, unless fewer that get equal shares of equal items are as quick. */
+/* As many workers as there are, unless fewer that get equal shares of equal items are as quick.
+ * Every block waits for this: divisions are left out where one sees what they would say. Returns
+ * how many whole items each worker has; 0: it is otherwise. */
 template <int N>
-__device__ void plan<N>::choose_workers(const params &p, int pages, int items, bool alike)
+__device__ int plan<N>::choose_workers(const params &p, int pages, int items, bool alike)
 {
-    workers = max(min(p.workers, max(items, quotient(pages, cluster))), 1);
+    workers = max(min(p.workers, max(items, by_cluster(p, pages))), 1);
+    parts = 0;
     if (!alike || items == 0)
-        return;
-    int rounds = quotient(items + workers - 1, workers), even = 0;
-    if (rounds == 1) {
-        /* No more parts than it takes for a block to have as few whole pages. */
-        int parts = quotient(workers, items), blocks = items * cluster;
-        int most = quotient(pages + blocks * parts - 1, blocks * parts);
-        parts = quotient(pages + blocks * most - 1, blocks * most);
-        even = parts * items;
-        if (cost(p, even, pages, parts, true) > cost(p, workers, pages, 2, even == workers))
-            even = 0;
-    } else if (quotient(items, rounds) * rounds == items) {
-        even = quotient(items, rounds);
-        even = 4 * even >= 3 * workers ? even : 0;
+        return 0;
+    if (items <= workers) {
+        int n = quotient(workers, items), blocks = items * cluster;
+        if (n > 1) { /* no more than it takes for a block to have as few whole pages */
+            int most = quotient(pages + blocks * n - 1, blocks * n);
+            n = quotient(pages + blocks * most - 1, blocks * most);
+        }
+        int even = n * items, least = (pages >> p.page_cost) + UNEVEN_COST + MERGE_COST;
+        /* Others cost `least` or more. */
+        if (even == workers ||
+            4 * (int64_t)pages <= (int64_t)(least - (n > 1 ? MERGE_COST : 0)) * (even * cluster) ||
+            cost(p, even, pages, n, true) <= cost(p, workers, pages, 2, false))
+            parts = n, workers = even;
+        return parts == 1;
+    } else {
+        int rounds = quotient(items + workers - 1, workers), even = quotient(items, rounds);
+        if (even * rounds == items && 4 * even >= 3 * workers)
+            parts = 1, workers = even;
+        return parts * rounds;
     }
-    if (even > 0)
-        workers = even;
 }
 
 /* By the 32 lanes of a warp together, as is next(). A lane counts consecutive sequences. */
@@ -295,13 +320,38 @@ __device__ void plan<N>::init(const params &p, int worker_, int rank_, int clust
         span = halves;
     }
     stream = all_pages <= p.stream_pages;
-    choose_workers(p, all_pages, items, (least - 1) >> unit == (most - 1) >> unit);
+    int units = max((most + (1 << unit) - 1) >> unit, 1),
+        all_tiles = tiles_of<N>(p, p.seqs.max_q_len);
+    bool alike = (least - 1) >> unit == (most - 1) >> unit;
+    int whole = choose_workers(p, all_pages, items, alike);
     lo = hi = 0;
     worker = workers - 1 - worker; /* who waits for others waits for blocks that came before it */
-    if (worker >= 0)
+    if (worker >= 0 && whole > 0)
+        lo = whole * units * worker, hi = lo + whole * units;
+    else if (worker >= 0)
         lo = bound(worker), hi = bound(worker + 1);
-    if (lo < hi)
+    if (lo >= hi)
+        return;
+    base = item0 = cut = 0;
+    if (alike && items == n * all_tiles) /* none has fewer */
+        find_start_alike(p, whole, all_tiles, units);
+    else
         find_start(p, per_lane, tiles, span);
+}
+
+/* find_start() when all sequences have so many tiles of so many units. */
+template <int N>
+__device__ void plan<N>::find_start_alike(const params &p, int whole, int tiles, int units)
+{
+    int item = whole > 0 ? whole * worker : quotient(lo, units);
+
+    seq = tiles == 1 ? item : quotient(item, tiles);
+    if ((uint32_t)(seq - first) >= 32)
+        load(p, seq);
+    item0 = seq * tiles;
+    base = item0 * units;
+    tile = item - item0;
+    take(p);
 }
 
 /* The sequence that holds place `lo`. `tiles` and `span`: of this lane's per_lane sequences. */
@@ -310,7 +360,6 @@ __device__ void plan<N>::find_start(const params &p, int per_lane, int tiles, in
 {
     int lane = thread() % 32, from = 0;
 
-    base = item0 = cut = 0;
     for (;;) {
         int end = span, items = tiles;
         for (int step = 1; step < 32; step *= 2) {
@@ -353,9 +402,16 @@ __device__ void plan<N>::find_start(const params &p, int per_lane, int tiles, in
 template <int N>
 __device__ bool plan<N>::next_free(const params &p, int start, piece &out, int &begin, int &end)
 {
-    int first = owner(start), last = owner(start + e.units - 1);
+    int first = worker, last = worker, end_of = start + e.units;
 
     (void)p;
+    if (parts > 0) {
+        first = parts == 1 ? worker : (item0 + tile) * parts;
+        last = first + parts - 1;
+    } else {
+        first = start >= lo ? worker : owner(start);
+        last = end_of <= hi ? worker : owner(end_of - 1);
+    }
     begin = max(lo - start, 0);
     end = min(hi - start, e.units);
     out.parts = last - first + 1;
@@ -419,9 +475,9 @@ template <int N> __device__ bool plan<N>::next(const params &p, piece &out)
         out.out_row = (int64_t)__shfl_sync(~0u, q_start, seq - first) * p.heads + out.row0;
         if (e.kv_len <= 0)
             begin = end = 0;
-        int share = quotient(end - begin + cluster - 1, cluster);
-        out.begin = begin + quotient((end - begin) * rank, cluster) << unit;
-        out.end = min(begin + quotient((end - begin) * (rank + 1), cluster) << unit, e.kv_len);
+        int share = by_cluster(p, end - begin + cluster - 1);
+        out.begin = begin + by_cluster(p, (end - begin) * rank) << unit;
+        out.end = min(begin + by_cluster(p, (end - begin) * (rank + 1)) << unit, e.kv_len);
         out.tiles = ((share << unit) + TILE - 1) / TILE;
         out.scratch = cluster > 1 || out.parts > 1;
         out.pair = false;
