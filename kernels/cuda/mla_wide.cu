@@ -22,8 +22,8 @@ static size_t partial_rows(int sms)
 
 size_t mla_wide_workspace(int sms)
 {
-    size_t bytes =
-        partial_rows(sms) * (LATENT * 2 + 2 * sizeof(float)) + (size_t)sms * 3 * sizeof(uint32_t);
+    size_t bytes = partial_rows(sms) * (LATENT * 2 + 2 * sizeof(float)) +
+                   (size_t)(sms + 3) / 4 * 4 * 3 * sizeof(uint32_t) + sms * sizeof(memo);
 
     return (bytes + 255) / 256 * 256;
 }
@@ -97,9 +97,17 @@ int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
     p.lane_parts_inverse = inverse_of(p.lane_parts);
     p.invariant = a->batch_invariant;
     p.settled = a->settled;
+    p.of = {a->seqs.block_tables,
+            a->seqs.n_seqs,
+            a->seqs.max_q_len,
+            a->heads,
+            a->seqs.table_stride,
+            1 | !a->seqs.q_starts << 1 | !a->seqs.table_starts << 2 | !a->batch_invariant << 3,
+            0};
     p.partial_o = (uint4 *)a->workspace;
     p.partial_ml = (float *)(p.partial_o + partial_rows(device->sms) * LATENT / 8);
     p.flags = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);
     p.left = p.flags + 2 * device->sms;
+    p.memos = (memo *)(p.flags + 3 * ((device->sms + 3) / 4 * 4));
     return cluster == 2 ? launch<2>(p, stream) : launch<1>(p, stream);
 }

@@ -87,14 +87,6 @@ static __device__ __forceinline__ void load_page(const params &p, shared &sm, in
     }
 }
 
-/* The page number that a thread holds of the 32 from page i on. */
-static __device__ __forceinline__ int page_ids(const int32_t *table, int i, int n)
-{
-    int at = i + (int)threadIdx.x % 32;
-
-    return at < n ? table[at] : 0;
-}
-
 /* This block's share of a page to L2. In lines as they are in memory: the boxes' promotion to 256
  * bytes would do with TMA_EVICT_FIRST that lines are gone before their turn comes. */
 template <int CLUSTER>
@@ -197,10 +189,17 @@ static __device__ __forceinline__ void hand_over(shared &sm, int i, const work &
     __syncwarp();
 }
 
+/* First query row of this block's tile of the unit that a course is at. */
+template <int CLUSTER>
+static __device__ __forceinline__ int64_t tile_row(const params &p, const course &c, uint32_t rank)
+{
+    return (int64_t)c.from.q * p.heads + (c.u.group * CLUSTER + (int)rank) * ROWS;
+}
+
 /* The producer warp: finds the part's units, tells the other warps of each and is the first
  * of those that bring its pages. */
 template <int CLUSTER>
-static __device__ __forceinline__ void produce(const params &p, shared &sm, uint32_t rank)
+static __device__ __forceinline__ void produce(const params &p, shared &sm, uint32_t rank, int ids)
 {
     uint32_t n_pages = 0;
     int n_works = 0;
@@ -211,7 +210,7 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
         const unit &u = c.u;
         const share &sh = c.sh;
         const int32_t *table = c.from.table + sh.first;
-        int n = sh.last - sh.first, ids = page_ids(table, 0, n);
+        int n = sh.last - sh.first;
         int tile = (u.group * CLUSTER + (int)rank) * ROWS;
         pending d = {sh.n,
                      sh.index,
@@ -219,7 +218,7 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
                      sh.merger,
                      c.how.kind == plan::EVEN,
                      c.at.lane * c.at.count + c.at.index - sh.index,
-                     (int64_t)c.from.q * p.heads + tile,
+                     tile_row<CLUSTER>(p, c, rank),
                      min(max(u.q_len * p.heads - tile, 0), (int)ROWS)};
         hand_over(sm, n_works++, {d, sh.first, sh.last, u.kv_len, u.q_len, tile, table});
         load_pages<CLUSTER>(p, sm, table, n, settled_pages(u.kv_len, u.q_len, sh.first), ids,
@@ -228,8 +227,11 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
         find_share<CLUSTER>(p, c);
         if (c.more)
             c.from = read_starts(p, u.seq);
+        ids = first_pages(c);
     }
     hand_over(sm, n_works, work{});
+    if (sm.unknown)
+        remember(p, sm);
     await_empty<CLUSTER>(sm, n_pages, rank, 0);
 }
 
@@ -267,8 +269,20 @@ static __device__ __forceinline__ void prefetch_queries(const params &p, int row
     __syncwarp();
 }
 
-/* The warp that brings the units' queries. */
-static __device__ __forceinline__ void produce_queries(const params &p, shared &sm)
+/* The first unit's queries where the course is known, ahead of all that is handed over. */
+template <int CLUSTER>
+static __device__ __forceinline__ void ask_known(const params &p, shared &sm, uint32_t rank)
+{
+    const course &c = sm.course;
+
+    if (!c.more || c.sh.first == c.sh.last)
+        return;
+    launch_wait();
+    load_queries(p, sm, (int)tile_row<CLUSTER>(p, c, rank), 0, 0);
+}
+
+/* The warp that brings the units' queries. `asked`: the first unit's have been asked for. */
+static __device__ __forceinline__ void produce_queries(const params &p, shared &sm, bool asked)
 {
     uint32_t phase = 0, all_pages = 0;
 
@@ -284,7 +298,8 @@ static __device__ __forceinline__ void produce_queries(const params &p, shared &
         if (n_pages > 0) {
             if (i > 0)
                 prefetch_queries(p, row);
-            load_queries(p, sm, row, phase, all_pages);
+            if (i > 0 || !asked)
+                load_queries(p, sm, row, phase, all_pages);
             all_pages += n_pages;
             phase ^= 1;
         }
@@ -739,6 +754,8 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, uint
     uint32_t phase = 0;
     for (int i = 0; i < n_pending; i++) {
         const pending d = sm.merges[i];
+        if (i > 0) /* there the merge before has read */
+            fence_async();
         merge<CLUSTER>(p, sm, d, rank, phase);
     }
 }
@@ -773,20 +790,24 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
     int part = blockIdx.x / CLUSTER, warp = warp_index();
     uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
 
-    note_lengths(p, seen_in(sm));
+    const glance g = look(p);
     if (threadIdx.x % 32 == 0)
         init_barriers<CLUSTER>(sm);
     __syncwarp();
     if (CLUSTER > 1) /* no release: init_barriers has made the barriers seen */
         cluster_arrive_relaxed();
-    if (threadIdx.x == THREADS - 128) {
+    if (threadIdx.x == THREADS - 96) {
         tma_prefetch_map(&p.q);
         tma_prefetch_map(&p.kv);
     }
-    launch_next();
-    __syncthreads();
+    bool known = __syncthreads_and(note(p, sm, g));
+    if (known || p.seqs.n_seqs > REMEMBERED)
+        launch_next();
+    int ids = 0;
+    if (warp == 13 && known && p.settled)
+        ask_known<CLUSTER>(p, sm, rank);
     if (warp == 12)
-        begin<CLUSTER>(p, sm, part);
+        ids = begin<CLUSTER>(p, sm, part, known);
     if (CLUSTER > 1) /* only now: finding the block's work takes as long */
         cluster_wait();
 
@@ -802,9 +823,9 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
     } else {
         registers_lower<48>();
         if (warp == 12) {
-            produce<CLUSTER>(p, sm, rank);
+            produce<CLUSTER>(p, sm, rank, ids);
         } else if (warp == 13)
-            produce_queries(p, sm);
+            produce_queries(p, sm, known && p.settled);
         else
             produce_pages<CLUSTER>(p, sm, rank, warp - 13);
     }

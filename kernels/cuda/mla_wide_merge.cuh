@@ -481,9 +481,11 @@ static __device__ __forceinline__ void merge(const params &p, shared &sm, const 
     float *scale = sm.m[0];
 
 #pragma unroll 1
-    for (int first = d.first_piece(d.merger); first < end;) {
+    for (int begin = d.first_piece(d.merger), first = begin; first < end;) {
         const batch b = next_batch(sm, d, first, end);
-        fence_async();
+        /* What is there at first was fenced by who wrote it, and a fence waits for all stores. */
+        if (first > begin)
+            fence_async();
         named_sync(1, MATH_THREADS);
         fetch_parts<CLUSTER>(p, sm, d, rank, b);
         mbar_wait(smem_u32(&sm.rows_full), phase);

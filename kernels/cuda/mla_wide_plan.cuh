@@ -21,15 +21,28 @@ static __device__ __forceinline__ place place_of(const params &p, int part)
     return {part - index * p.lanes, index, p.lane_parts};
 }
 
-/* Lengths of a sequence: (q_len, kv_len). Not by way of L1, which could keep what another kernel is
- * still about to change, and within bounds whatever is there. */
+/* Lengths of a sequence, (q_len, kv_len), within bounds whatever is there. */
+static __device__ __forceinline__ int2 bounded(const params &p, int q_len, int kv_len)
+{
+    return make_int2(min((uint32_t)q_len, (uint32_t)p.seqs.max_q_len), max(kv_len, 0));
+}
+
+/* Not by way of L1, which could keep what another kernel is still about to change. */
 static __device__ __forceinline__ int2 read_lengths(const params &p, int seq)
 {
-    int q_len = p.seqs.max_q_len;
+    int q_len = p.seqs.q_lens ? __ldcg(p.seqs.q_lens + seq) : p.seqs.max_q_len;
 
-    if (p.seqs.q_lens)
-        q_len = min((uint32_t)__ldcg(p.seqs.q_lens + seq), (uint32_t)q_len);
-    return make_int2(q_len, max(__ldcg(p.seqs.kv_lens + seq), 0));
+    return bounded(p, q_len, __ldcg(p.seqs.kv_lens + seq));
+}
+
+/* All that is read of a sequence: (q_len, kv_len, entries of q_starts and of table_starts). */
+static __device__ __forceinline__ int4 read_sequence(const params &p, int seq)
+{
+    int q = p.seqs.q_starts ? __ldcg(p.seqs.q_starts + seq) : 0;
+    int table = p.seqs.table_starts ? __ldcg(p.seqs.table_starts + seq) : 0;
+    int q_len = p.seqs.q_lens ? __ldcg(p.seqs.q_lens + seq) : p.seqs.max_q_len;
+
+    return make_int4(q_len, __ldcg(p.seqs.kv_lens + seq), q, table);
 }
 
 template <int CLUSTER>
@@ -165,32 +178,102 @@ static __device__ __forceinline__ int plan_end(const plan &how, int part)
 
 /* Where lengths are noted. Not where pages go: the cluster's other block may be ahead and bring
  * some there. */
-static __device__ __forceinline__ int2 *seen_in(shared &sm)
+static __device__ __forceinline__ int4 *seen_in(shared &sm)
 {
-    static_assert(SEEN * sizeof(int2) <= sizeof(sm.q), "room for what was seen");
-    return (int2 *)sm.q;
+    static_assert(SEEN * sizeof(int4) <= sizeof(sm.q), "room for what was seen");
+    return (int4 *)sm.q;
 }
 
-/* By the whole block, first of all: notes in `seen` (q_len, kv_len) the lengths as they are now. */
-static __device__ __forceinline__ void note_lengths(const params &p, int2 *seen)
+/* By its address: a store to a member makes the compiler keep all addresses in ordinary registers,
+ * the descriptors' too. */
+static __device__ __forceinline__ void store_shared(uint32_t to, int4 x)
 {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z),
+                 "r"(x.w)
+                 : "memory");
+}
+
+static __device__ __forceinline__ bool equal(int4 a, int4 b)
+{
+    return a.x == b.x && a.y == b.y && a.z == b.z && a.w == b.w;
+}
+
+/* A thread's part of what the block reads first of all. */
+struct glance {
+    int4 now, was; /* its first sequence; the one remembered */
+    int4 memo;     /* a piece of the memo's beginning */
+};
+
+static __device__ __forceinline__ glance look(const params &p)
+{
+    const memo *before = p.memos + blockIdx.x;
+    int piece = (int)threadIdx.x - (THREADS - 32);
+    glance g = {};
+
+    if (piece >= 0 && piece < MEMO_PIECES)
+        g.memo = __ldcg((const int4 *)before + piece);
+    if (threadIdx.x < p.seqs.n_seqs) {
+        g.was = __ldcg(before->seqs + threadIdx.x);
+        g.now = read_sequence(p, threadIdx.x);
+    }
+    return g;
+}
+
+/* By the whole block: notes in `seen` the sequences as they are now, and in shared memory the
+ * course that is remembered. Whether, for all that this thread knows, it is this call's. */
+static __device__ __forceinline__ bool note(const params &p, shared &sm, const glance &g)
+{
+    int4 *seen = seen_in(sm);
+    int piece = (int)threadIdx.x - (THREADS - 32);
+    bool same = p.seqs.n_seqs <= REMEMBERED && equal(g.now, g.was);
+
+    static_assert(REMEMBERED <= THREADS && MEMO_PIECES <= 32, "one a thread");
+    static_assert(offsetof(shared, course) - offsetof(shared, of) == offsetof(memo, course), "");
+    if (threadIdx.x < p.seqs.n_seqs)
+        seen[threadIdx.x] = g.now;
 #pragma unroll 1
-    for (int seq = threadIdx.x; seq < min(p.seqs.n_seqs, (int)SEEN); seq += THREADS)
-        seen[seq] = read_lengths(p, seq);
+    for (int seq = threadIdx.x + THREADS; seq < min(p.seqs.n_seqs, (int)SEEN); seq += THREADS)
+        seen[seq] = read_sequence(p, seq);
+    if (piece >= 0 && piece < MEMO_PIECES) {
+        store_shared(smem_u32(&sm.of) + piece * 16, g.memo);
+        if (piece < (int)(sizeof(call) / 16))
+            same = same && equal(g.memo, ((const int4 *)&p.of)[piece]);
+    }
     fence_async();
+    return same;
+}
+
+/* By a warp, at its end: remembers this call. The next one may start only then: it looks at once.
+ */
+static __device__ __forceinline__ void remember(const params &p, const shared &sm)
+{
+    memo *to = p.memos + blockIdx.x;
+    int lane = threadIdx.x % 32;
+
+#pragma unroll 1
+    for (int seq = lane; seq < p.seqs.n_seqs; seq += 32)
+        to->seqs[seq] = read_sequence(p, seq);
+    if (lane < MEMO_PIECES)
+        ((int4 *)to)[lane] = lane < (int)(sizeof(call) / 16) ? ((const int4 *)&p.of)[lane]
+                                                             : ((const int4 *)&sm.of)[lane];
+    __threadfence();
+    __syncwarp();
+    launch_next();
 }
 
 /* By a warp: the plan of a lane, and the unit in which the piece of its part `at.index` begins;
  * u.seq is n_seqs when there is none. Each thread looks at an equal share of the sequences. Safe
  * while the lengths are being written. */
 template <int CLUSTER>
-static __device__ __forceinline__ plan find_piece(const params &p, const int2 *seen,
+static __device__ __forceinline__ plan find_piece(const params &p, const int4 *seen,
                                                   const place &at, unit &u)
 {
     int thread = threadIdx.x % 32, each = (p.seqs.n_seqs + 31) / 32;
     load mine = {0, 0, 0};
 
-    auto lengths_of = [&](int seq) { return seq < SEEN ? seen[seq] : read_lengths(p, seq); };
+    auto lengths_of = [&](int seq) {
+        return seq < SEEN ? bounded(p, seen[seq].x, seen[seq].y) : read_lengths(p, seq);
+    };
 
 #pragma unroll 1
     for (int i = 0; i < each; i++) {
@@ -243,14 +326,14 @@ static __device__ __forceinline__ plan find_piece(const params &p, const int2 *s
 
 /* By the same warp: whether the lengths are still what they were seen to be; notes what they are.
  */
-static __device__ __forceinline__ bool lengths_stand(const params &p, int2 *seen)
+static __device__ __forceinline__ bool lengths_stand(const params &p, int4 *seen)
 {
     bool same = p.seqs.n_seqs <= SEEN;
 
 #pragma unroll 4
     for (int seq = threadIdx.x % 32; seq < min(p.seqs.n_seqs, (int)SEEN); seq += 32) {
-        int2 was = seen[seq], now = read_lengths(p, seq);
-        same = same && was.x == now.x && was.y == now.y;
+        int4 was = seen[seq], now = read_sequence(p, seq);
+        same = same && equal(was, now);
         seen[seq] = now;
     }
     return __all_sync(~0u, same);
@@ -303,11 +386,17 @@ static __device__ __forceinline__ share unit_share(const params &p, const plan &
     return {first, last, index, n, mergers, index < mergers ? index : -1};
 }
 
+static __device__ __forceinline__ starts starts_of(const params &p, int seq, int q, int table)
+{
+    return {p.seqs.q_starts ? q : seq * p.seqs.max_q_len,
+            p.seqs.block_tables +
+                (p.seqs.table_starts ? table : (int64_t)seq * p.seqs.table_stride)};
+}
+
 static __device__ __forceinline__ starts read_starts(const params &p, int seq)
 {
-    return {p.seqs.q_starts ? __ldcg(p.seqs.q_starts + seq) : seq * p.seqs.max_q_len,
-            p.seqs.block_tables + (p.seqs.table_starts ? __ldcg(p.seqs.table_starts + seq)
-                                                       : (int64_t)seq * p.seqs.table_stride)};
+    return starts_of(p, seq, p.seqs.q_starts ? __ldcg(p.seqs.q_starts + seq) : 0,
+                     p.seqs.table_starts ? __ldcg(p.seqs.table_starts + seq) : 0);
 }
 
 /* From unit c.u on, the next one of which the part has a share. */
@@ -323,24 +412,50 @@ template <int CLUSTER> static __device__ __forceinline__ void find_share(const p
     }
 }
 
-/* By the producer warp, while it still has registers: the plan and the first share. Worked out
- * before the kernels that may still be writing the lengths are done, and again when the lengths
- * have changed by then. */
-template <int CLUSTER>
-static __device__ __forceinline__ void begin(const params &p, shared &sm, int part)
+/* The page number that a thread holds of the 32 from page i on. */
+static __device__ __forceinline__ int page_ids(const int32_t *table, int i, int n)
 {
-    int2 *seen = seen_in(sm);
+    int at = i + (int)threadIdx.x % 32;
+
+    return at < n ? table[at] : 0;
+}
+
+static __device__ __forceinline__ int first_pages(const course &c)
+{
+    return c.more ? page_ids(c.from.table + c.sh.first, 0, c.sh.last - c.sh.first) : 0;
+}
+
+/* By the producer warp, while it still has registers: the plan and the first share, where they are
+ * not known. Worked out before the kernels that may still be writing the lengths are done, and
+ * again when the lengths have changed by then. Returns the first page numbers. */
+template <int CLUSTER>
+static __device__ __forceinline__ int begin(const params &p, shared &sm, int part, bool known)
+{
+    int4 *seen = seen_in(sm);
     course c;
 
+    if (threadIdx.x % 32 == 0)
+        sm.unknown = !known && p.seqs.n_seqs <= REMEMBERED;
+    if (known) {
+        bool stands = p.settled;
+        if (!stands) {
+            launch_wait();
+            stands = lengths_stand(p, seen);
+        }
+        if (stands)
+            return first_pages(sm.course);
+    }
     c.at = place_of(p, part);
-    for (bool waited = false;; waited = true) {
+    for (bool waited = known;; waited = true) {
         c.how = find_piece<CLUSTER>(p, seen, c.at, c.u);
         c.end = plan_end(c.how, c.at.index);
         c.more = c.u.seq < p.seqs.n_seqs;
         find_share<CLUSTER>(p, c);
         if (!waited && !p.settled)
             launch_wait();
-        c.from = read_starts(p, min(c.u.seq, p.seqs.n_seqs - 1));
+        int seq = min(c.u.seq, p.seqs.n_seqs - 1);
+        int4 at = seq < SEEN ? seen[seq] : read_sequence(p, seq);
+        c.from = starts_of(p, seq, at.z, at.w);
         if (waited || p.settled || lengths_stand(p, seen))
             break;
     }
@@ -348,6 +463,7 @@ static __device__ __forceinline__ void begin(const params &p, shared &sm, int pa
     if (threadIdx.x % 32 == 0)
         sm.course = c;
     __syncwarp();
+    return first_pages(c);
 }
 
 } // namespace mla_wide

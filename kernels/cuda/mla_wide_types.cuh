@@ -24,7 +24,8 @@ enum {
     MOST_PIECES = 128, /* of a unit in even pieces; a line may give one to all blocks */
     MOST_MERGERS = 64, /* of a unit: 128 would all ask for all flags */
     WORKS = 4,         /* units that the producer may be ahead */
-    SEEN = 8192,       /* sequences whose lengths are compared with what they were before */
+    SEEN = 4096,       /* sequences whose lengths are compared with what they were before */
+    REMEMBERED = 512,  /* sequences of a call that is remembered */
     FEW = 3,           /* parts of a unit on a LINE that the first of them merges by itself */
     OVERHEAD = 3,      /* of a unit, in pages: what starting and ending one costs */
 };
@@ -134,7 +135,7 @@ struct starts {
 };
 
 /* What the producer warp does: a lane's plan, and the part's share of unit after unit. */
-struct course {
+struct alignas(16) course {
     place at;
     plan how;
     int32_t end; /* of the part, on the units' line */
@@ -144,7 +145,25 @@ struct course {
     starts from;
 };
 
-/* Shared memory, 229,376 + 2,360 of 232,448 bytes (it begins on a multiple of 1,024):
+/* What a plan follows from, beside the sequences. */
+struct alignas(16) call {
+    const int32_t *tables;
+    int32_t n_seqs, max_q_len, heads, table_stride;
+    int32_t flags; /* of arrays that there are, and invariant */
+    int32_t none;
+};
+
+/* What a block keeps of a call in the workspace. Calls follow each other with the same lengths, a
+ * model's layers above all, and then have no need to plan. */
+struct memo {
+    struct call of;
+    struct course course;  /* at its beginning */
+    int4 seqs[REMEMBERED]; /* as read_sequence() has them */
+};
+
+enum { MEMO_PIECES = offsetof(memo, seqs) / 16 };
+
+/* Shared memory, 229,376 + 2,416 of 232,448 bytes (it begins on a multiple of 1,024):
  *   q       65,536   eight boxes; the ninth (rope) is in registers
  *   kv     147,456   two pages of nine boxes
  *   p       16,384   probabilities of the pages in the two slots
@@ -168,30 +187,34 @@ struct shared {
     uint64_t p_empty[2], l_empty[2];
     uint64_t work_empty[WORKS];
     struct work works[WORKS];
+    struct call of; /* and `course`: a memo's beginning */
     struct course course;
+    int32_t unknown;          /* this call is to be remembered */
     struct pending merges[2]; /* at most the first and the last unit of a part */
 };
 
 struct params {
     CUtensorMap q, kv;
+    alignas(64) struct mla_seqs seqs; /* a line of the arguments: all others are far from it */
+    struct memo *memos;               /* (blocks); with what its line has, all for the plan */
+    struct call of;
+    int32_t settled;                            /* see mla.h */
+    int32_t lanes;                              /* see struct plan */
+    uint32_t lanes_inverse, lane_parts_inverse; /* 2^32 / these, rounded up; 0 for 1 */
+    int32_t lane_parts;                         /* parts of a lane */
+    int32_t heads, causal;
+    int32_t invariant;
     const char *pages; /* of the cache, for what is brought to L2 ahead */
     int64_t page_stride;
-    struct mla_seqs seqs;
     __nv_bfloat16 *out;
     float *lse;
-    int32_t heads, causal;
     uint64_t heads_inverse; /* ceil(2^32 / heads): row / heads by a multiplication */
     float scale_log2;       /* softmax_scale * log2(e) */
     int32_t parts;          /* clusters of the grid */
-    int32_t lanes;          /* see struct plan */
-    int32_t lane_parts;     /* parts of a lane */
-    uint32_t lanes_inverse, lane_parts_inverse; /* 2^32 / these, rounded up; 0 for 1 */
-    int32_t invariant;
-    int32_t settled;   /* see mla.h */
-    uint4 *partial_o;  /* (parts, 2, CLUSTER, PIECES, 32) of eight f16, see struct partial */
-    float *partial_ml; /* (parts, 2, CLUSTER, 64, 2) */
-    uint32_t *flags;   /* (2, CLUSTER, parts): a part's partial result is there */
-    uint32_t *left;    /* (CLUSTER, parts): mergers that have seen all parts of their unit */
+    uint4 *partial_o;       /* (parts, 2, CLUSTER, PIECES, 32) of eight f16, see struct partial */
+    float *partial_ml;      /* (parts, 2, CLUSTER, 64, 2) */
+    uint32_t *flags;        /* (2, CLUSTER, parts): a part's partial result is there */
+    uint32_t *left;         /* (CLUSTER, parts): mergers that have seen all parts of their unit */
 };
 
 /* A thread of the values' warpgroups. It has rows `row` and `row` + 8 of the tile. */

@@ -396,8 +396,8 @@ static void check_nans(uint64_t seed)
                               {b, 1, kv, heads, false, true, (bool)fp8, false, 0, 0}, seed++);
 }
 
-/* Lengths change between replays of one captured graph. */
-static void check_graph(int heads)
+/* Lengths change between replays of one captured graph, and stay the same in others. */
+static void check_graph(int heads, bool settled)
 {
     mla_case c = {8, 1, 2000, heads, false, true, false, false, 0, 0};
     mla_setup s(c, 5);
@@ -407,26 +407,38 @@ static void check_graph(int heads)
     cudaStream_t stream;
     cudaGraph_t graph;
     cudaGraphExec_t exec;
+    void *fresh;
 
+    s.args.settled = settled;
+    CHECK_CUDA(cudaMalloc(&fresh, s.args.workspace_bytes));
+    s.keep(fresh);
     CHECK_CUDA(cudaStreamCreate(&stream));
     CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     int status = mla_decode(&s.args, stream);
     CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
     CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-    lens[3] = 0, lens[5] = 1999, lens[6] = 65;
-    CHECK_CUDA(cudaMemcpy((void *)s.args.seqs.kv_lens, lens.data(), 32, cudaMemcpyHostToDevice));
-    for (int i = 0; i < 3; i++)
-        CHECK_CUDA(cudaGraphLaunch(exec, stream));
-    CHECK_CUDA(cudaStreamSynchronize(stream));
-    CHECK_CUDA(cudaMemcpy(replayed.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
-    s.poison();
-    status |= mla_decode(&s.args, 0);
-    CHECK_CUDA(cudaDeviceSynchronize());
-    CHECK_CUDA(cudaMemcpy(direct.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
-    bool ok = status == MLA_OK && replayed == direct;
+    bool ok = true;
+    for (int change : {1, 2, 3, 3, 1}) {
+        lens[3] = change - 1, lens[5] = 2000 - change, lens[6] = 64 + change;
+        CHECK_CUDA(
+            cudaMemcpy((void *)s.args.seqs.kv_lens, lens.data(), 32, cudaMemcpyHostToDevice));
+        for (int i = 0; i < change; i++)
+            CHECK_CUDA(cudaGraphLaunch(exec, stream));
+        CHECK_CUDA(cudaStreamSynchronize(stream));
+        CHECK_CUDA(cudaMemcpy(replayed.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+        s.poison();
+        mla_decode_args anew = s.args; /* nothing is remembered there */
+        anew.workspace = fresh;
+        CHECK_CUDA(cudaMemset(fresh, 0, s.args.workspace_bytes));
+        status |= mla_decode(&anew, 0);
+        CHECK_CUDA(cudaDeviceSynchronize());
+        CHECK_CUDA(cudaMemcpy(direct.data(), s.args.out, n * 2, cudaMemcpyDeviceToHost));
+        ok = ok && replayed == direct;
+    }
+    ok = ok && status == MLA_OK;
     ok ? passed++ : failed++;
     if (!ok)
-        printf("FAIL graph: H %d\n", heads);
+        printf("FAIL graph: H %d settled %d\n", heads, settled);
 }
 
 /* Lengths and tables of which a block has about two pages. */
@@ -571,7 +583,7 @@ int main(int argc, char **argv)
     check_magnitudes(seed + 900);
     check_nans(seed + 1800);
     for (int h : {16, 64, 128})
-        check_graph(h);
+        check_graph(h, false), check_graph(h, true);
     check_shared_workspace(seed + 2700);
 out:
     printf("mla_decode: %d passed, %d failed\n", passed, failed);
