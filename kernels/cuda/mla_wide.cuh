@@ -206,6 +206,10 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
     bool waited = !p.settled;
     course c = sm.course;
 
+    if (!waited && c.how.apart && c.how.size >= MOST_MERGERS) {
+        launch_wait(); /* the call ahead ends with a merging that pages would hold up */
+        waited = true;
+    }
     while (c.more) {
         const unit &u = c.u;
         const share &sh = c.sh;

@@ -1,7 +1,7 @@
 /* mla_decode beside the peer's stored times: FlashMLA 9241ae3 on one H100 80GB HBM3, bf16, page 64,
  * causal, uniform lengths, random page order; a CUDA graph of 20 calls with every launch they make,
  * median of 5 replays / 20. Roofline: the larger of bytes / 3.10 TB/s and FLOPs / 783 TFLOP/s, as
- * measured on that card. A rest of 0.1 s goes before each case: long cases at 128 heads draw more
+ * measured on that card. A rest of 0.3 s goes before each case: long cases at 128 heads draw more
  * than the card's 700 W, and what ran before would decide when it lowers its clock.
  *
  * Each case is timed as a decode step makes its calls: `settled`, since lengths, tables and all but
@@ -42,7 +42,7 @@ static float time_ms(const std::vector<mla_decode_args> &turns)
     cudaGraphExec_t exec;
     cudaEvent_t begin, end;
     std::vector<float> times;
-    const struct timespec rest = {0, 100000000};
+    const struct timespec rest = {0, 300000000};
 
     CHECK_CUDA(cudaStreamCreate(&stream));
     CHECK_CUDA(cudaEventCreate(&begin));
