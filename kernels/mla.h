@@ -97,8 +97,9 @@ struct mla_decode_args {
     int32_t next_late;       /* what is queued next asks for much memory as soon as it may start: it
                                 may once this call has asked for its own */
     void *workspace;         /* of mla_decode_workspace bytes, zeroed once before its first use;
-                                calls that share one must not run at the same time; of no use any
-                                more after a call that failed */
+                                calls that share one must not run at the same time, and those of
+                                the same lengths find each other's plan there; of no use any more
+                                after a call that failed */
     size_t workspace_bytes;
 };
 
