@@ -14,16 +14,22 @@ int mla_wide_serves(const struct mla_decode_args *a)
            a->cache.rope_dim == 64 && (uintptr_t)a->cache.pages % 128 == 0;
 }
 
-/* Partial results of two units a part, for the largest cluster; then maxima and sums; flags. */
+/* The workspace: partial results of two units a part, for the largest cluster, so many rows; their
+ * maxima and sums; flags and counters, filled up to 16 bytes; memos. */
 static size_t partial_rows(int sms)
 {
     return (size_t)sms * 2 * ROWS;
 }
 
+static size_t flag_words(int sms)
+{
+    return (size_t)(sms + 3) / 4 * 4 * 3;
+}
+
 size_t mla_wide_workspace(int sms)
 {
     size_t bytes = partial_rows(sms) * (LATENT * 2 + 2 * sizeof(float)) +
-                   (size_t)(sms + 3) / 4 * 4 * 3 * sizeof(uint32_t) + sms * sizeof(memo);
+                   flag_words(sms) * sizeof(uint32_t) + sms * sizeof(memo);
 
     return (bytes + 255) / 256 * 256;
 }
@@ -108,6 +114,6 @@ int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
     p.partial_ml = (float *)(p.partial_o + partial_rows(device->sms) * LATENT / 8);
     p.flags = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);
     p.left = p.flags + 2 * device->sms;
-    p.memos = (memo *)(p.flags + 3 * ((device->sms + 3) / 4 * 4));
+    p.memos = (memo *)(p.flags + flag_words(device->sms));
     return cluster == 2 ? launch<2>(p, stream) : launch<1>(p, stream);
 }

@@ -228,7 +228,8 @@ static __device__ __forceinline__ bool note(const params &p, shared &sm, const g
     bool same = p.seqs.n_seqs <= REMEMBERED && equal(g.now, g.was);
 
     static_assert(REMEMBERED <= THREADS && MEMO_PIECES <= 32, "one a thread");
-    static_assert(offsetof(shared, course) - offsetof(shared, of) == offsetof(memo, course), "");
+    static_assert(offsetof(shared, course) - offsetof(shared, of) == offsetof(memo, course),
+                  "a memo's beginning");
     if (threadIdx.x < p.seqs.n_seqs)
         seen[threadIdx.x] = g.now;
 #pragma unroll 1

@@ -150,7 +150,7 @@ struct alignas(16) call {
     const int32_t *tables;
     int32_t n_seqs, max_q_len, heads, table_stride;
     int32_t flags; /* of arrays that there are, and invariant */
-    int32_t none;
+    int32_t none;  /* 0: whole 16 bytes are compared */
 };
 
 /* What a block keeps of a call in the workspace. Calls follow each other with the same lengths, a
