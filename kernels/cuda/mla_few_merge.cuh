@@ -285,31 +285,6 @@ static __device__ __forceinline__ void grant(shared<S> &s, const ring<S::STAGES>
     __syncwarp();
 }
 
-/* Words into a block of the cluster, counted by its barrier `bar`. */
-static __device__ __forceinline__ void send_4(uint32_t to, uint32_t bar, uint2 a, uint2 b)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
-                 "[%0], {%2, %3, %4, %5}, [%1];" ::"r"(to),
-                 "r"(bar), "r"(a.x), "r"(a.y), "r"(b.x), "r"(b.y)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void send_2(uint32_t to, uint32_t bar, uint2 a)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 "
-                 "[%0], {%2, %3}, [%1];" ::"r"(to),
-                 "r"(bar), "r"(a.x), "r"(a.y)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void send_1(uint32_t to, uint32_t bar, float a)
-{
-    asm volatile(
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %2, [%1];" ::"r"(to),
-        "r"(bar), "r"(__float_as_uint(a))
-        : "memory");
-}
-
 /* 4 floats of a unit, times `factor`. */
 static __device__ __forceinline__ uint2 pack_unit(const float *v, float factor)
 {

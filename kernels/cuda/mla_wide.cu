@@ -55,27 +55,36 @@ static uint32_t inverse_of(int x)
     return x > 1 ? (uint32_t)(0x100000000ull / (unsigned)x + 1) : 0;
 }
 
-template <int CLUSTER> static int launch(const params &p, cudaStream_t stream)
+template <int CLUSTER, bool PAIRED> static int launch(const params &p, cudaStream_t stream)
 {
+    auto *run = kernel<CLUSTER, PAIRED>;
     static const size_t bytes = sizeof(shared);
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attributes[2] = {};
 
-    if (cudaFuncSetAttribute(kernel<CLUSTER>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             (int)bytes) != cudaSuccess)
+    if (cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
+        cudaSuccess)
         return MLA_CUDA;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = CLUSTER;
+    attributes[1].val.clusterDim.x = PAIRED ? 2 : CLUSTER;
     attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
     config.gridDim = dim3((unsigned)(p.parts * CLUSTER));
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
     config.attrs = attributes;
-    config.numAttrs = CLUSTER > 1 ? 2 : 1;
-    return cudaLaunchKernelEx(&config, kernel<CLUSTER>, p) == cudaSuccess ? MLA_OK : MLA_CUDA;
+    config.numAttrs = CLUSTER > 1 || PAIRED ? 2 : 1;
+    return cudaLaunchKernelEx(&config, run, p) == cudaSuccess ? MLA_OK : MLA_CUDA;
+}
+
+/* Whether to launch in pairs: where the plan gives two blocks to each sequence, if their lengths
+ * are about the same. */
+static bool in_pairs(const struct mla_decode_args *a, int tiles, int sms)
+{
+    return tiles == 1 && !a->batch_invariant && sms % 2 == 0 && a->seqs.n_seqs > 0 &&
+           sms / a->seqs.n_seqs == 2;
 }
 
 int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
@@ -115,5 +124,8 @@ int mla_wide_launch(const struct mla_decode_args *a, cudaStream_t stream)
     p.flags = (uint32_t *)(p.partial_ml + partial_rows(device->sms) * 2);
     p.left = p.flags + 2 * device->sms;
     p.memos = (memo *)(p.flags + flag_words(device->sms));
-    return cluster == 2 ? launch<2>(p, stream) : launch<1>(p, stream);
+    if (cluster == 2)
+        return launch<2, false>(p, stream);
+    return in_pairs(a, tiles, device->sms) ? launch<1, true>(p, stream)
+                                           : launch<1, false>(p, stream);
 }

@@ -15,11 +15,15 @@
  * CLUSTER 2: two blocks with neighbouring row tiles of one sequence walk the same pages; each
  * brings half of every page and multicasts it to both, which halves the bytes read from L2.
  *
+ * PAIRED, of CLUSTER 1: blocks stand in clusters of two all the same, for calls in which nearly
+ * every sequence has two blocks; these merge by distributed shared memory (mla_wide_pair.cuh).
+ *
  * The running maximum of a row moves only when it has been outgrown by far, so that the
  * accumulators are hardly ever rescaled; sums stay exact, since all use the same reference. */
 #pragma once
 
 #include "kernels/cuda/mla_wide_merge.cuh"
+#include "kernels/cuda/mla_wide_pair.cuh"
 #include "kernels/cuda/mla_wide_plan.cuh"
 #include "kernels/cuda/mla_wide_types.cuh"
 
@@ -90,11 +94,12 @@ static __device__ __forceinline__ void load_page(const params &p, shared &sm, in
 /* This block's share of a page to L2. In lines as they are in memory: the boxes' promotion to 256
  * bytes would do with TMA_EVICT_FIRST that lines are gone before their turn comes. */
 template <int CLUSTER>
-static __device__ __forceinline__ void fetch_ahead(const params &p, int page, uint32_t rank)
+static __device__ __forceinline__ void fetch_ahead(const params &p, int page, uint32_t rank,
+                                                   bool turn)
 {
     uint32_t bytes = PAGE * WIDTH * 2 / CLUSTER;
 
-    if (threadIdx.x % 32 == 0)
+    if (turn && threadIdx.x % 32 == 0)
         bulk_prefetch(p.pages + page * p.page_stride + rank * bytes, bytes);
     __syncwarp();
 }
@@ -102,19 +107,22 @@ static __device__ __forceinline__ void fetch_ahead(const params &p, int page, ui
 /* A loader's part of n pages of `table`, of which `ids` has the first. n_pages: before these. As
  * many as there is room for, and of them the `settled` first, are asked for while the kernels
  * before may still run, and then one more to L2. In clusters, where products bind as well as
- * memory, the first loader always fetches the page ahead for which there is no room yet. */
+ * memory, the first loader always fetches the page ahead for which there is no room yet: every
+ * other one, from page `turn` on, where another cluster walks the same pages and fetches those
+ * between. */
 template <int CLUSTER>
 static __device__ __forceinline__ void load_pages(const params &p, shared &sm, const int32_t *table,
                                                   int n, int settled, int ids, uint32_t &n_pages,
-                                                  bool &waited, uint32_t rank, int loader)
+                                                  bool &waited, uint32_t rank, int loader, int turn)
 {
+    auto mine = [&](int i) { return p.lanes == 1 || (i + turn) % 2 == 0; };
     bool ahead = CLUSTER > 1 && loader == 0, fetched = false;
 
     for (int i = 0; i < n; i++) {
         int page = __shfl_sync(~0u, ids, i % 32);
         bool early = !waited && loader == 0 && i < settled;
         if (n_pages >= 2 && (early || (ahead && waited && !fetched)))
-            fetch_ahead<CLUSTER>(p, page, rank);
+            fetch_ahead<CLUSTER>(p, page, rank, mine(i));
         if (!waited && (i >= settled || n_pages >= 2)) {
             launch_wait();
             waited = true;
@@ -125,7 +133,7 @@ static __device__ __forceinline__ void load_pages(const params &p, shared &sm, c
             ids = page_ids(table, i + 1, n);
         fetched = ahead && waited && i + 1 < n;
         if (fetched)
-            fetch_ahead<CLUSTER>(p, __shfl_sync(~0u, ids, (i + 1) % 32), rank);
+            fetch_ahead<CLUSTER>(p, __shfl_sync(~0u, ids, (i + 1) % 32), rank, mine(i + 1));
     }
 }
 
@@ -198,7 +206,7 @@ static __device__ __forceinline__ int64_t tile_row(const params &p, const course
 
 /* The producer warp: finds the part's units, tells the other warps of each and is the first
  * of those that bring its pages. */
-template <int CLUSTER>
+template <int CLUSTER, bool PAIRED>
 static __device__ __forceinline__ void produce(const params &p, shared &sm, uint32_t rank, int ids)
 {
     uint32_t n_pages = 0;
@@ -226,7 +234,7 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
                      min(max(u.q_len * p.heads - tile, 0), (int)ROWS)};
         hand_over(sm, n_works++, {d, sh.first, sh.last, u.kv_len, u.q_len, tile, table});
         load_pages<CLUSTER>(p, sm, table, n, settled_pages(u.kv_len, u.q_len, sh.first), ids,
-                            n_pages, waited, rank, 0);
+                            n_pages, waited, rank, 0, sh.first + u.group);
         c.more = unit_next<CLUSTER>(p, c.u, c.at.lane);
         find_share<CLUSTER>(p, c);
         if (c.more)
@@ -236,6 +244,8 @@ static __device__ __forceinline__ void produce(const params &p, shared &sm, uint
     hand_over(sm, n_works, work{});
     if (sm.unknown)
         remember(p, sm);
+    if (PAIRED && n_works > 0 && sm.works[0].d.in_pair()) /* the only unit */
+        grant(sm, sm.works[0].d);
     await_empty<CLUSTER>(sm, n_pages, rank, 0);
 }
 
@@ -259,7 +269,7 @@ static __device__ __forceinline__ void produce_pages(const params &p, shared &sm
         if (parts == 0)
             break;
         load_pages<CLUSTER>(p, sm, table, n, settled, page_ids(table, 0, n), n_pages, waited, rank,
-                            loader);
+                            loader, 0);
     }
     await_empty<CLUSTER>(sm, n_pages, rank, loader);
 }
@@ -314,13 +324,28 @@ static __device__ __forceinline__ void produce_queries(const params &p, shared &
 
 /* A thread of the scores' warpgroup. It has rows `row` and `row` + 8 of the tile. */
 struct scorer {
-    uint32_t q_rope[4][4];
+    uint32_t q_rope[4][4], q_first[4 * REGISTER_BOXES][4]; /* the first boxes' */
     float m[2], l[2]; /* reference of the exponents (base 2), sum over the pages so far */
     int row;
     int limit[2];     /* tokens, from the start of the sequence, that the rows see */
     int mask_from;    /* pages from this one on need the mask */
     uint32_t n_pages; /* so far: slot n_pages % 2, phase n_pages / 2 % 2 */
 };
+
+/* The upper half of desc_k(). By way of an address' upper bits, which are zeros: ptxas makes a half
+ * that it knows anew for each product. */
+static __device__ __forceinline__ uint32_t desc_high(uint32_t addr)
+{
+    return (uint32_t)(wgmma_desc(0, 16, 1024, SWIZZLE_128) >> 32) + (addr >> 29);
+}
+
+static __device__ __forceinline__ uint64_t desc_of(uint32_t low, uint32_t high)
+{
+    uint64_t d;
+
+    asm volatile("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(low), "r"(high));
+    return d;
+}
 
 static __device__ __forceinline__ uint64_t desc_k(const void *box)
 {
@@ -337,9 +362,11 @@ template <int CLUSTER, int FROM, int TO>
 static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, shared &sm, int slot,
                                               uint32_t phase, bool there)
 {
-    uint64_t q = desc_k(sm.q[0]), k = desc_k(sm.kv[slot][0]);
+    uint32_t high = desc_high(smem_u32(&sm)), q = (uint32_t)desc_k(sm.q[0]),
+             k = (uint32_t)desc_k(sm.kv[slot][0]);
 
-    asm volatile("" : "+l"(q), "+l"(k)); /* else all copies' descriptors are kept, and spilled */
+    /* Else all copies' descriptors are kept, and spilled. */
+    asm volatile("" : "+r"(q), "+r"(k), "+r"(high));
 #pragma unroll
     for (int g = FROM; g < TO; g++) {
         if (there)
@@ -348,10 +375,12 @@ static __device__ __forceinline__ void scores(float (&s)[32], const scorer &t, s
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int at = ((group_box(g) + i / 4) * BOX + i % 4 * 32) / 16;
-            if (g != ROPE)
-                wgmma<64>::ss<0, 0>(s, q + at, k + at, g + i > 0);
+            if (g == 0 && i < 4 * REGISTER_BOXES)
+                wgmma<64>::rs<0>(s, t.q_first[i], desc_of(k + at, high), i > 0);
+            else if (g != ROPE)
+                wgmma<64>::ss<0, 0>(s, desc_of(q + at, high), desc_of(k + at, high), g + i > 0);
             else if (i < 4)
-                wgmma<64>::rs<0>(s, t.q_rope[i], k + at, 1);
+                wgmma<64>::rs<0>(s, t.q_rope[i], desc_of(k + at, high), 1);
         }
     }
     wgmma_commit();
@@ -392,35 +421,39 @@ static __device__ __forceinline__ void raise_references(const float (&s)[32], sc
     }
 }
 
-/* Probabilities (bf16 pairs as a left operand has them) and their sums by the references there are.
- */
-static __device__ __forceinline__ void exponentials(const float (&s)[32], uint32_t (&pr)[16],
-                                                    float (&sum)[2], const scorer &t,
-                                                    float scale_log2)
+/* Probabilities by the references that there are to shared memory, as bf16 in the swizzled layout
+ * of a left operand, and a thread's sums of them. */
+static __device__ __forceinline__ void exponentials(const float (&s)[32], float (&sum)[2],
+                                                    const scorer &t, float scale_log2, uint8_t *box)
 {
+    int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+    uint32_t base = smem_u32(box) + row * 128, pr[4];
     float sums[2][2] = {};
 
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         int r = i % 2;
-        float zero = t.m[r] == -INFINITY ? 0 : t.m[r];
-        float x = exp2_fast(fmaf(s[2 * i], scale_log2, -zero));
-        float y = exp2_fast(fmaf(s[2 * i + 1], scale_log2, -zero));
+        float x = exp2_fast(fmaf(s[2 * i], scale_log2, -t.m[r]));
+        float y = exp2_fast(fmaf(s[2 * i + 1], scale_log2, -t.m[r]));
         sums[r][0] += x, sums[r][1] += y;
         __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-        pr[i] = *(uint32_t *)&pair;
+        pr[i % 4] = *(uint32_t *)&pair;
+        if (i % 4 == 3)
+            store_matrices(base + ((i / 4 * 2 + lane / 16) ^ (row & 7)) * 16, pr[0], pr[1], pr[2],
+                           pr[3]);
     }
     sum[0] = sums[0][0] + sums[0][1];
     sum[1] = sums[1][0] + sums[1][1];
 }
 
-/* Scores become probabilities. Updates references and sums. The references nearly always stay what
- * they are, so that nothing waits for maxima: whether a score has outgrown them shows in a thread's
- * sum, and then it is done again; `first` of its unit: there are none yet. limit[r]: tokens of this
- * page that row r sees. */
-static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16], scorer &t,
-                                               float scale_log2, bool first, bool mask,
-                                               const int (&limit)[2])
+/* Scores become probabilities, which go to the place of `slot` with the references. Updates these
+ * and sums. The references nearly always stay what they are, so that nothing waits for maxima:
+ * whether a score has outgrown them shows in a thread's sum, and then it is done again; `first` of
+ * its unit: there are none yet. limit[r]: tokens of this page that row r sees. `next`: the next
+ * page's first boxes are there, as far as was seen. */
+static __device__ __forceinline__ void softmax(float (&s)[32], scorer &t, float scale_log2,
+                                               bool first, bool mask, const int (&limit)[2],
+                                               shared &sm, int slot, bool &next)
 {
     int column = threadIdx.x % 4 * 2;
     float sum[2];
@@ -436,26 +469,21 @@ static __device__ __forceinline__ void softmax(float (&s)[32], uint32_t (&pr)[16
     for (bool again = first;; again = true) {
         if (again)
             raise_references(s, t, scale_log2, outgrown);
-        exponentials(s, pr, sum, t, scale_log2);
-        outgrown[0] = sum[0] > MOST_SUM || t.m[0] == -INFINITY;
-        outgrown[1] = sum[1] > MOST_SUM || t.m[1] == -INFINITY;
+        if (threadIdx.x % 4 == 0) {
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                sm.m[slot][t.row + 8 * r] = t.m[r] == NO_REFERENCE ? -INFINITY : t.m[r];
+        }
+        exponentials(s, sum, t, scale_log2, sm.p[slot]);
+        next = mbar_test(smem_u32(&sm.kv_full[slot ^ 1][0]), (t.n_pages + 1) / 2 % 2);
+        fence_async(); /* beside the vote */
+        outgrown[0] = sum[0] > MOST_SUM;
+        outgrown[1] = sum[1] > MOST_SUM;
         if (again || !__any_sync(~0u, outgrown[0] || outgrown[1]))
             break;
     }
     t.l[0] += sum[0];
     t.l[1] += sum[1];
-}
-
-/* The probabilities to shared memory, in the swizzled layout of a left operand. */
-static __device__ __forceinline__ void write_p(const uint32_t (&pr)[16], uint8_t *box)
-{
-    int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-    uint32_t base = smem_u32(box) + row * 128;
-
-#pragma unroll
-    for (int j = 0; j < 8; j += 2)
-        store_matrices(base + ((j + lane / 16) ^ (row & 7)) * 16, pr[2 * j], pr[2 * j + 1],
-                       pr[2 * j + 2], pr[2 * j + 3]);
 }
 
 /* A lane of each warp tells the block that brings a group of boxes that it can be overwritten. */
@@ -480,50 +508,46 @@ static __device__ __forceinline__ int row_limit(const params &p, const work &w, 
     return min(w.kv_len - w.q_len + (int)(row * p.heads_inverse >> 32) + 1, w.kv_len);
 }
 
-/* The rope part of the queries from its place to registers, as left operands. */
-static __device__ __forceinline__ void read_rope(const shared &sm, scorer &t)
+/* The rope part of the queries from its place to registers, as left operands, and the first boxes,
+ * which come with those of the first page. */
+static __device__ __forceinline__ void read_rope(shared &sm, scorer &t)
 {
     int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-    uint32_t base = smem_u32(sm.p[t.n_pages % 2]) + row * 128;
+    int slot = t.n_pages % 2;
+    uint32_t base = smem_u32(sm.p[slot]) + row * 128, first = smem_u32(sm.q[0]) + row * 128;
 
 #pragma unroll
     for (int i = 0; i < 4; i++)
         load_matrices(base + ((2 * i + lane / 16) ^ (row & 7)) * 16, t.q_rope[i]);
-}
-
-/* A page's probabilities and references to the values' warpgroups. */
-static __device__ __forceinline__ void publish(shared &sm, const scorer &t,
-                                               const uint32_t (&pr)[16], int slot, uint32_t phase)
-{
-    mbar_wait(smem_u32(&sm.p_empty[slot]), phase ^ 1);
-    if (threadIdx.x % 4 == 0)
-        sm.m[slot][t.row] = t.m[0], sm.m[slot][t.row + 8] = t.m[1];
-    write_p(pr, sm.p[slot]);
-    fence_async();
-    __syncwarp();
-    if (threadIdx.x % 4 == 0) /* those who wrote references */
-        mbar_arrive(smem_u32(&sm.p_full[slot]));
+    mbar_wait(smem_u32(&sm.kv_full[slot][0]), t.n_pages / 2 % 2);
+#pragma unroll
+    for (int i = 0; i < 4 * REGISTER_BOXES; i++)
+        load_matrices(first + i / 4 * BOX + ((2 * (i % 4) + lane / 16) ^ (row & 7)) * 16,
+                      t.q_first[i]);
 }
 
 /* One page, whose scores have been begun: the rest of them, and its probabilities to the values'
  * warpgroups. */
 template <int CLUSTER, int SLOT>
 static __device__ __forceinline__ void score_page(const params &p, shared &sm, scorer &t, int page,
-                                                  bool first, bool last, float (&s)[32])
+                                                  bool first, bool last, float (&s)[32], bool &next)
 {
     const int limit[2] = {t.limit[0] - page * PAGE, t.limit[1] - page * PAGE};
-    uint32_t phase = t.n_pages / 2 % 2, pr[16];
+    uint32_t phase = t.n_pages / 2 % 2;
 
     scores<CLUSTER, 1, GROUPS>(s, t, sm, SLOT, phase, true);
+    if (CLUSTER > 1) /* queued, and nearly done */
+        arrive_warp(&sm.s_done[SLOT]);
+    mbar_wait(smem_u32(&sm.p_empty[SLOT]), phase ^ 1);
     wgmma_wait<0>();
     wgmma_hold(s);
     release_boxes<CLUSTER>(sm, SLOT, ROPE);
-    if (CLUSTER > 1)
-        arrive_warp(&sm.s_done[SLOT]);
-    if (last)
-        arrive_warp(&sm.q_empty);
-    softmax(s, pr, t, p.scale_log2, first, page >= t.mask_from, limit);
-    publish(sm, t, pr, SLOT, phase);
+    if (last && threadIdx.x % 32 == 0)
+        mbar_arrive(smem_u32(&sm.q_empty));
+    softmax(s, t, p.scale_log2, first, page >= t.mask_from, limit, sm, SLOT, next);
+    __syncwarp();
+    if (threadIdx.x % 4 == 0) /* those who wrote references */
+        mbar_arrive(smem_u32(&sm.p_full[SLOT]));
     t.n_pages++;
 }
 
@@ -554,21 +578,22 @@ static __device__ __forceinline__ void score_pages(const params &p, shared &sm, 
 {
     int page = first;
     float s[2][32];
+    bool next; /* the next page's first boxes are known to be there */
 
     if (t.n_pages % 2 == 1) {
         begin_scores<CLUSTER, 1>(s[1], t, sm, true);
-        score_page<CLUSTER, 1>(p, sm, t, page, true, page + 1 == last, s[1]);
+        score_page<CLUSTER, 1>(p, sm, t, page, true, page + 1 == last, s[1], next);
         if (++page == last)
             return;
     }
     begin_scores<CLUSTER, 0>(s[0], t, sm, true);
     for (;;) {
-        score_page<CLUSTER, 0>(p, sm, t, page, page == first, page + 1 == last, s[0]);
-        begin_scores<CLUSTER, 1>(s[1], t, sm, page + 1 < last);
+        score_page<CLUSTER, 0>(p, sm, t, page, page == first, page + 1 == last, s[0], next);
+        begin_scores<CLUSTER, 1>(s[1], t, sm, page + 1 < last && !next);
         if (++page == last)
             break;
-        score_page<CLUSTER, 1>(p, sm, t, page, false, page + 1 == last, s[1]);
-        begin_scores<CLUSTER, 0>(s[0], t, sm, page + 1 < last);
+        score_page<CLUSTER, 1>(p, sm, t, page, false, page + 1 == last, s[1], next);
+        begin_scores<CLUSTER, 0>(s[0], t, sm, page + 1 < last && !next);
         if (++page == last)
             break;
     }
@@ -594,7 +619,7 @@ template <int CLUSTER> static __device__ __forceinline__ void score(const params
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             t.limit[r] = row_limit(p, w, w.tile + t.row + 8 * r);
-            t.m[r] = -INFINITY;
+            t.m[r] = NO_REFERENCE;
             t.l[r] = 0;
         }
         t.mask_from = max(row_limit(p, w, w.tile), 0) / PAGE;
@@ -648,8 +673,11 @@ static __device__ __forceinline__ void clear_tail(shared &sm, int valid, int slo
 {
     if (valid >= PAGE)
         return;
+    int thread = thread_anew() % 128; /* else addresses are made for every page */
+#pragma unroll 1
     for (int b = 4 * half; b < 4 * half + 4; b++)
-        for (int at = valid * 128 + threadIdx.x % 128 * 16; at < BOX; at += 128 * 16)
+#pragma unroll 1
+        for (int at = valid * 128 + thread * 16; at < BOX; at += 128 * 16)
             *(uint4 *)(sm.kv[slot][b] + at) = make_uint4(0, 0, 0, 0);
     fence_async();
     named_sync(2 + half, 128);
@@ -727,7 +755,7 @@ static __device__ __forceinline__ void finish(const params &p, shared &sm, math 
 }
 
 /* A values' warpgroup through the block's units. */
-template <int CLUSTER>
+template <int CLUSTER, bool PAIRED>
 static __device__ __forceinline__ void consume(const params &p, shared &sm, uint32_t rank, int half)
 {
     int n_pending = 0, n_units = 0;
@@ -751,6 +779,10 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, uint
             else
                 add_page<CLUSTER, 1>(sm, t, half, kv_len - page * PAGE, page + 1 < end);
         }
+        if (PAIRED && w.d.in_pair()) { /* the only unit */
+            finish_pair(p, sm, t, w.d, half);
+            return;
+        }
         finish<CLUSTER>(p, sm, t, w, rank, half, n_units, n_pending);
         arrive_warp(&sm.work_empty[i % WORKS]);
     }
@@ -768,7 +800,7 @@ static __device__ __forceinline__ void consume(const params &p, shared &sm, uint
  */
 
 /* A few barriers a warp. */
-template <int CLUSTER> static __device__ __forceinline__ void init_barriers(shared &sm)
+template <int CLUSTER, bool PAIRED> static __device__ __forceinline__ void init_barriers(shared &sm)
 {
     auto before = [](size_t at) { return (int)((at - offsetof(shared, q_full)) / 8); };
 
@@ -783,10 +815,12 @@ template <int CLUSTER> static __device__ __forceinline__ void init_barriers(shar
                                                                   : MATH_THREADS / 32 + 4 + LOADERS;
         mbar_init(smem_u32(&sm.q_full + i), arrivals);
     }
+    if (PAIRED && threadIdx.x / 32 < 1 + QUARTERS)
+        mbar_init(smem_u32(&sm.granted + threadIdx.x / 32), 1);
     mbar_init_fence();
 }
 
-template <int CLUSTER>
+template <int CLUSTER, bool PAIRED>
 static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constant__ params p)
 {
     extern __shared__ __align__(1024) uint8_t raw[];
@@ -796,9 +830,9 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
 
     const glance g = look(p);
     if (threadIdx.x % 32 == 0)
-        init_barriers<CLUSTER>(sm);
+        init_barriers<CLUSTER, PAIRED>(sm);
     __syncwarp();
-    if (CLUSTER > 1) /* no release: init_barriers has made the barriers seen */
+    if (CLUSTER > 1 || PAIRED) /* no release: init_barriers has made the barriers seen */
         cluster_arrive_relaxed();
     if (threadIdx.x == THREADS - 96) {
         tma_prefetch_map(&p.q);
@@ -812,22 +846,22 @@ static __global__ void __launch_bounds__(THREADS, 1) kernel(const __grid_constan
         ask_known<CLUSTER>(p, sm, rank);
     if (warp == 12)
         ids = begin<CLUSTER>(p, sm, part, known);
-    if (CLUSTER > 1) /* only now: finding the block's work takes as long */
+    if (CLUSTER > 1 || PAIRED) /* only now: finding the block's work takes as long */
         cluster_wait();
 
-    /* Registers of the block: 2 x 128 x 168 + 128 x 128 + 128 x 48 = 65,536. */
+    /* Registers of the block: 2 x 128 x 168 + 128 x 136 + 128 x 40 = 65,536. */
     if (warp < 8) {
         registers_raise<168>();
         launch_wait();
-        consume<CLUSTER>(p, sm, rank, warp / 4);
+        consume<CLUSTER, PAIRED>(p, sm, rank, warp / 4);
     } else if (warp < 12) {
-        registers_raise<128>();
+        registers_raise<136>();
         launch_wait();
         score<CLUSTER>(p, sm);
     } else {
-        registers_lower<48>();
+        registers_lower<40>();
         if (warp == 12) {
-            produce<CLUSTER>(p, sm, rank, ids);
+            produce<CLUSTER, PAIRED>(p, sm, rank, ids);
         } else if (warp == 13)
             produce_queries(p, sm, known && p.settled);
         else

@@ -36,8 +36,54 @@ static __device__ __forceinline__ float lse_of(float m, float l)
     return l > 0 ? (m + __log2f(l)) * (float)M_LN2 : INFINITY;
 }
 
-/* The finished tile, by way of `place` (a box, of which each warp has a part), 64 columns of eight
- * rows at a time, so that 128 bytes of a row are stored at once. */
+/* 64 columns of eight of the warp's rows of a finished tile (times `f`), to `out`, by way of `part`
+ * (1,024 bytes), so that 128 bytes of a row are stored at once. `rows`: from the thread's first. */
+static __device__ __forceinline__ void write_turn(const math &t, const float (&f)[2], int turn,
+                                                  int lane, uint8_t *part, __nv_bfloat16 *out,
+                                                  int rows)
+{
+    int r = turn % 2, column = turn / 2 * 64;
+
+#pragma unroll
+    for (int j = 0; j < 8; j += 4) { /* blocks of eight columns */
+        uint32_t v[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            int at = (column / 8 + j + k) * 4 + 2 * r;
+            __nv_bfloat162 pair = __floats2bfloat162_rn(t.at(at) * f[r], t.at(at + 1) * f[r]);
+            v[k] = *(uint32_t *)&pair;
+        }
+        store_matrices(smem_u32(part) + lane % 8 * 128 + ((j + lane / 8) ^ lane % 8) * 16, v[0],
+                       v[1], v[2], v[3]);
+    }
+    __syncwarp();
+    const uint8_t *from = part + lane / 8 * 128;
+    uint4 x = *(const uint4 *)(from + (lane % 8 ^ lane / 8) * 16);
+    uint4 y = *(const uint4 *)(from + 512 + (lane % 8 ^ (lane / 8 + 4)) * 16);
+    if (rows > 8 * r)
+        *(uint4 *)(out + 8 * r * LATENT + column) = x;
+    if (rows > 8 * r + 4)
+        *(uint4 *)(out + (8 * r + 4) * LATENT + column) = y;
+    __syncwarp();
+}
+
+/* Where a thread's first row of a warpgroup's half goes in write_turn(). */
+static __device__ __forceinline__ __nv_bfloat16 *out_of(const params &p, const pending &d, int row,
+                                                        int lane, int half)
+{
+    return p.out + (d.row + row) * LATENT + half * 256 + lane % 8 * 8;
+}
+
+static __device__ __forceinline__ void
+write_lse(const params &p, const math &t, const float (&l)[2], const pending &d, int lane, int half)
+{
+    if (p.lse && half == 0 && lane % 4 == 0)
+        for (int r = 0; r < 2; r++)
+            if (t.row + 8 * r < d.rows)
+                p.lse[d.row + t.row + 8 * r] = lse_of(t.m[r], l[r]);
+}
+
+/* The finished tile, by way of `place` (a box, of which each warp has a part). */
 static __device__ __forceinline__ void write_out(const params &p, uint8_t *place, const math &t,
                                                  const float (&l)[2], const pending &d, int half)
 {
@@ -45,37 +91,12 @@ static __device__ __forceinline__ void write_out(const params &p, uint8_t *place
     uint8_t *part = place + thread / 32 * 1024;
     const float f[2] = {l[0] > 0 ? 1 / l[0] : 0, l[1] > 0 ? 1 / l[1] : 0};
 
-    if (p.lse && half == 0 && lane % 4 == 0)
-        for (int r = 0; r < 2; r++)
-            if (t.row + 8 * r < d.rows)
-                p.lse[d.row + t.row + 8 * r] = lse_of(t.m[r], l[r]);
-    __nv_bfloat16 *out = p.out + (d.row + row) * LATENT + half * 256 + lane % 8 * 8;
+    write_lse(p, t, l, d, lane, half);
+    __nv_bfloat16 *out = out_of(p, d, row, lane, half);
     int rows = d.rows - row;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int r = i % 2, column = i / 2 * 64;
-#pragma unroll
-        for (int j = 0; j < 8; j += 4) { /* blocks of eight columns */
-            uint32_t v[4];
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                int at = (column / 8 + j + k) * 4 + 2 * r;
-                __nv_bfloat162 pair = __floats2bfloat162_rn(t.at(at) * f[r], t.at(at + 1) * f[r]);
-                v[k] = *(uint32_t *)&pair;
-            }
-            store_matrices(smem_u32(part) + lane % 8 * 128 + ((j + lane / 8) ^ lane % 8) * 16, v[0],
-                           v[1], v[2], v[3]);
-        }
-        __syncwarp();
-        const uint8_t *from = part + lane / 8 * 128;
-        uint4 x = *(const uint4 *)(from + (lane % 8 ^ lane / 8) * 16);
-        uint4 y = *(const uint4 *)(from + 512 + (lane % 8 ^ (lane / 8 + 4)) * 16);
-        if (rows > 8 * r)
-            *(uint4 *)(out + 8 * r * LATENT + column) = x;
-        if (rows > 8 * r + 4)
-            *(uint4 *)(out + (8 * r + 4) * LATENT + column) = y;
-        __syncwarp();
-    }
+    for (int turn = 0; turn < TURNS; turn++)
+        write_turn(t, f, turn, lane, part, out, rows);
     fence_async();
 }
 

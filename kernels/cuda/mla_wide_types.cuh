@@ -21,14 +21,20 @@ enum {
     BOX = 8192,         /* bytes of 64 rows x 64 bf16 */
     MATH_THREADS = 256, /* of the values' warpgroups; then come the scores' and the producer's */
     THREADS = 512,
-    MOST_PIECES = 128, /* of a unit in even pieces; a line may give one to all blocks */
-    MOST_MERGERS = 64, /* of a unit: 128 would all ask for all flags */
-    WORKS = 4,         /* units that the producer may be ahead */
-    SEEN = 4096,       /* sequences whose lengths are compared with what they were before */
-    REMEMBERED = 512,  /* sequences of a call that is remembered */
-    FEW = 3,           /* parts of a unit on a LINE that the first of them merges by itself */
-    OVERHEAD = 3,      /* of a unit, in pages: what starting and ending one costs */
+    MOST_PIECES = 128,  /* of a unit in even pieces; a line may give one to all blocks */
+    MOST_MERGERS = 64,  /* of a unit: 128 would all ask for all flags */
+    WORKS = 4,          /* units that the producer may be ahead */
+    SEEN = 4096,        /* sequences whose lengths are compared with what they were before */
+    REMEMBERED = 512,   /* sequences of a call that is remembered */
+    FEW = 3,            /* parts of a unit on a LINE that the first of them merges by itself */
+    REGISTER_BOXES = 1, /* of the queries that scores have in registers, beside the rope part */
+    OVERHEAD = 3,       /* of a unit, in pages: what starting and ending one costs */
+    TURNS = 8,          /* in which a warp stores its part of a tile */
+    QUARTERS = 4,       /* of what a pair's block is sent: 64 columns each */
 };
+
+/* A reference that there is not yet: any score has outgrown it, and a masked one stays 0. */
+static constexpr float NO_REFERENCE = -1e38f;
 
 static constexpr float MOST_SUM = 256; /* of a thread's 16 probabilities of a row */
 
@@ -77,6 +83,12 @@ struct pending {
     __device__ __forceinline__ bool keeps_own() const
     {
         return only && merger == index && index < n;
+    }
+    /* In a paired launch: whether the two blocks of the cluster have all of the unit between them,
+     * and nothing else (mla_wide_pair.cuh). */
+    __device__ __forceinline__ bool in_pair() const
+    {
+        return only && n == 2 && merger == index && slot % 2 == 0;
     }
 };
 
@@ -163,7 +175,7 @@ struct memo {
 
 enum { MEMO_PIECES = offsetof(memo, seqs) / 16 };
 
-/* Shared memory, 229,376 + 2,416 of 232,448 bytes (it begins on a multiple of 1,024):
+/* Shared memory, 229,376 + 2,456 of 232,448 bytes (it begins on a multiple of 1,024):
  *   q       65,536   eight boxes; the ninth (rope) is in registers
  *   kv     147,456   two pages of nine boxes
  *   p       16,384   probabilities of the pages in the two slots
@@ -191,6 +203,9 @@ struct shared {
     struct course course;
     int32_t unknown;          /* this call is to be remembered */
     struct pending merges[2]; /* at most the first and the last unit of a part */
+    /* Of a pair: the other block's queries have been multiplied; what it sends has come, by
+     * quarters. */
+    uint64_t granted, sent[QUARTERS];
 };
 
 struct params {

@@ -38,6 +38,20 @@ __device__ __forceinline__ void mbar_arrive_expect(uint32_t bar, uint32_t bytes)
                  : "memory");
 }
 
+/* Whether it has; looks once. */
+__device__ __forceinline__ bool mbar_test(uint32_t bar, uint32_t parity)
+{
+    uint32_t done;
+
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(bar), "r"(parity)
+                 : "memory");
+    return done;
+}
+
 __device__ __forceinline__ bool mbar_try_wait(uint32_t bar, uint32_t parity)
 {
     uint32_t done;
@@ -296,6 +310,31 @@ __device__ __forceinline__ float4 cluster_load_v4(uint32_t addr)
                  : "r"(addr)
                  : "memory");
     return v;
+}
+
+/* Words into a block of the cluster, counted by its barrier `bar`. */
+__device__ __forceinline__ void send_4(uint32_t to, uint32_t bar, uint2 a, uint2 b)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+                 "[%0], {%2, %3, %4, %5}, [%1];" ::"r"(to),
+                 "r"(bar), "r"(a.x), "r"(a.y), "r"(b.x), "r"(b.y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void send_2(uint32_t to, uint32_t bar, uint2 a)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 "
+                 "[%0], {%2, %3}, [%1];" ::"r"(to),
+                 "r"(bar), "r"(a.x), "r"(a.y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void send_1(uint32_t to, uint32_t bar, float a)
+{
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %2, [%1];" ::"r"(to),
+        "r"(bar), "r"(__float_as_uint(a))
+        : "memory");
 }
 
 /* Relaxed, since a cluster-wide release costs thousands of cycles: for a barrier that says "read",

@@ -397,12 +397,12 @@ static void check_nans(uint64_t seed)
 }
 
 /* Lengths change between replays of one captured graph, and stay the same in others. */
-static void check_graph(int heads, bool settled)
+static void check_graph(int batch, int heads, bool settled)
 {
-    mla_case c = {8, 1, 2000, heads, false, true, false, false, 0, 0};
+    mla_case c = {batch, 1, 2000, heads, false, true, false, false, 0, 0};
     mla_setup s(c, 5);
     size_t n = s.query_rows * heads * 512;
-    std::vector<int> lens(8, 700);
+    std::vector<int> lens(batch, batch > 8 ? 1900 : 700);
     std::vector<uint16_t> replayed(n), direct(n);
     cudaStream_t stream;
     cudaGraph_t graph;
@@ -420,8 +420,8 @@ static void check_graph(int heads, bool settled)
     bool ok = true;
     for (int change : {1, 2, 3, 3, 1}) {
         lens[3] = change - 1, lens[5] = 2000 - change, lens[6] = 64 + change;
-        CHECK_CUDA(
-            cudaMemcpy((void *)s.args.seqs.kv_lens, lens.data(), 32, cudaMemcpyHostToDevice));
+        CHECK_CUDA(cudaMemcpy((void *)s.args.seqs.kv_lens, lens.data(), 4 * batch,
+                              cudaMemcpyHostToDevice));
         for (int i = 0; i < change; i++)
             CHECK_CUDA(cudaGraphLaunch(exec, stream));
         CHECK_CUDA(cudaStreamSynchronize(stream));
@@ -438,7 +438,7 @@ static void check_graph(int heads, bool settled)
     ok = ok && status == MLA_OK;
     ok ? passed++ : failed++;
     if (!ok)
-        printf("FAIL graph: H %d settled %d\n", heads, settled);
+        printf("FAIL graph: b %d H %d settled %d\n", batch, heads, settled);
 }
 
 /* Lengths and tables of which a block has about two pages. */
@@ -458,6 +458,27 @@ static void check_pairs(uint64_t seed)
                 check("few", decode_few<2>, {b, 2, kv / 4, h, true, true, false, false, 0, 0},
                       seed++);
             }
+}
+
+/* The 64-row kernel with about as many units as make two blocks of each, and lengths of which some
+ * give one part, some none. */
+static void check_two_parts(uint64_t seed)
+{
+    for (int kv : {64, 65, 128, 200, 700, 2100})
+        for (int v = 0; v < 2; v++) {
+            for (int b : {34, 45, 64, 66})
+                for (int h : {33, 64})
+                    check("wide", mla_wide_launch, {b, 1, kv, h, v > 0, true, false, false, 0, 0},
+                          seed++);
+            for (int b : {17, 23, 33})
+                for (int q : {1, 2})
+                    check("wide", mla_wide_launch, {b, q, kv, 128, v > 0, true, false, false, 0, 0},
+                          seed++);
+            check("wide", mla_wide_launch, {50, 4, kv, 16, v > 0, true, false, false, 0, 0},
+                  seed++);
+        }
+    check("wide", mla_wide_launch, {64, 1, 1500, 64, false, true, false, false, 0, 0, 40}, seed++);
+    check("wide", mla_wide_launch, {66, 1, 900, 64, true, true, false, true, 0, 0}, seed++);
 }
 
 /* Calls of any shape may share a workspace: one leaves nothing that another takes for its own. */
@@ -583,7 +604,10 @@ int main(int argc, char **argv)
     check_magnitudes(seed + 900);
     check_nans(seed + 1800);
     for (int h : {16, 64, 128})
-        check_graph(h, false), check_graph(h, true);
+        check_graph(8, h, false), check_graph(8, h, true);
+    check_graph(60, 64, false), check_graph(60, 64, true);
+    check_graph(30, 128, false), check_graph(30, 128, true);
+    check_two_parts(seed + 3600);
     check_shared_workspace(seed + 2700);
 out:
     printf("mla_decode: %d passed, %d failed\n", passed, failed);
