@@ -137,6 +137,24 @@ static bool has_too_many_values(const char *text, size_t len)
     return values > VALUES_MAX;
 }
 
+/* Whether brackets stand in each other deeper than cJSON reads. */
+static bool is_too_deep(const char *text, size_t len)
+{
+    int depth = 0, deepest = 0;
+
+    for (size_t i = 0; i < len; i++) {
+        if (text[i] == '[' || text[i] == '{')
+            deepest = ++depth > deepest ? depth : deepest;
+        else if (text[i] == ']' || text[i] == '}')
+            depth--;
+        if (text[i] != '"')
+            continue;
+        for (i++; i < len && text[i] != '"'; i++)
+            i += text[i] == '\\';
+    }
+    return deepest > CJSON_NESTING_LIMIT;
+}
+
 struct json *json_parse(const char *text, size_t len, struct error *err)
 {
     const char *end = NULL;
@@ -159,6 +177,8 @@ struct json *json_parse(const char *text, size_t len, struct error *err)
         if (has_half_escape(text, len))
             error_set(err, "the JSON text holds one half of a surrogate pair (\\ud800 to \\udfff) "
                            "without the other");
+        else if (is_too_deep(text, at + 1 < len ? at + 1 : len))
+            error_set(err, "the JSON text is nested more than %d deep", CJSON_NESTING_LIMIT);
         else
             error_set(err, "the JSON text has a syntax error near byte %zu", at);
         return NULL;

@@ -70,6 +70,8 @@ static bool take_session(struct api *api, struct http_exchange *ex)
     int rc = concerned ? sessions_answer(api->sessions, ex, &fault)
                        : sessions_check(api->sessions, ex, &fault);
 
+    if (rc && fault.status == 429)
+        metrics_count_limit(api->metrics, LIMIT_SESSIONS);
     if (rc)
         inference_refuse(ex, &fault);
     return rc || concerned;
@@ -325,6 +327,8 @@ static void add_request_id(struct http_exchange *ex, struct visit *visit)
 static bool answer_cors(const struct api *api, struct http_exchange *ex)
 {
     const char *allowed = api->options->cors_origin, *origin = http_header(ex, "Origin");
+    /* Whatever the page wants to send: SDKs add fields of their own. */
+    const char *fields = http_header(ex, "Access-Control-Request-Headers");
 
     if (!*allowed || !origin || (strcmp(allowed, "*") != 0 && strcmp(allowed, origin) != 0))
         return false;
@@ -334,7 +338,7 @@ static bool answer_cors(const struct api *api, struct http_exchange *ex)
         return false;
     http_add_header(ex, "Access-Control-Allow-Methods", "GET, POST");
     http_add_header(ex, "Access-Control-Allow-Headers",
-                    "Authorization, Content-Type, x-request-id");
+                    fields ? fields : "Authorization, Content-Type, x-request-id");
     http_add_header(ex, "Access-Control-Max-Age", "86400");
     http_respond(ex, 204, "text/plain", "", 0);
     return true;
@@ -361,8 +365,11 @@ static const struct route *admit(struct api *api, struct http_exchange *ex, stru
     }
     visit->is_use = !route->is_public;
     if (!route->is_public) {
-        if (access_enter(api->access, ex, &visit->ticket, fault))
+        if (access_enter(api->access, ex, &visit->ticket, fault)) {
+            if (fault->status == 429)
+                metrics_count_limit(api->metrics, LIMIT_KEY);
             return NULL;
+        }
         visit->entered = true;
     }
     return route;

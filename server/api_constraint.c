@@ -192,6 +192,10 @@ static int find_wish(struct wish *wish, const struct json *body, struct api_faul
         return api_fault_set(fault, 400, "structured_outputs",
                              "'structured_outputs' must be an object, not %s.",
                              json_type_name(outputs));
+    if (is_there(json_get(outputs, "structural_tag")))
+        return api_fault_set(fault, 400, "structured_outputs",
+                             "'structural_tag' in 'structured_outputs' is not supported by this "
+                             "server.");
     for (size_t i = 0; i < sizeof(sources) / sizeof(sources[0]); i++)
         if (add_source(wish, "structured_outputs", sources[i].kind,
                        json_get(outputs, sources[i].name), fault) ||

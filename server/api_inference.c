@@ -144,6 +144,8 @@ static void hand_over(struct api_task *task, struct visit *visit)
     } else if (task->rc == 0 && task->kind == TASK_RECORDS) {
         visit->records = records_start(service, task->drafts, task->n_drafts, answer, &task->fault);
         task->rc = visit->records ? 0 : -1;
+        if (task->rc && task->fault.status == 429)
+            metrics_count_limit(task->api->metrics, LIMIT_QUEUE);
     } else if (task->rc == 0) {
         http_respond(task->ex, 200, "application/json", task->out.data, task->out.len);
     }

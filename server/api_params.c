@@ -64,7 +64,13 @@ static const struct {
     {"documents", NULL, true},
     {"reasoning_effort", "none", true},
     {"suffix", NULL, false},
+    {"parameters", NULL, false}, /* where other SageMaker servers have max_new_tokens and such */
     {"use_beam_search", NULL, false},
+    {"return_tokens_as_token_ids", NULL, false},
+    {"lora_path", NULL, false},
+    {"regex", NULL, false}, /* and the two below: "structured_outputs" as others have it */
+    {"ebnf", NULL, false},
+    {"json_schema", NULL, false},
     {"logits_processors", NULL, false},
     {"audio", NULL, false},
     {"prediction", NULL, false},
@@ -443,7 +449,9 @@ static int parse_stream_options(struct api_params *params, const struct json *bo
     for (size_t i = 0; i < 2; i++) {
         const struct json *value = present(options, flags[i].name);
         if (value && !json_is(value, JSON_BOOL))
-            return wrong_type(fault, "stream_options", "an object of true or false", options);
+            return api_fault_set(fault, 400, "stream_options",
+                                 "'%s' in 'stream_options' must be true or false, not %s.",
+                                 flags[i].name, json_type_name(value));
         *flags[i].to = value && json_bool(value);
     }
     params->continuous_usage = params->continuous_usage && params->include_usage;

@@ -237,6 +237,7 @@ static void choice_init(struct choice *c, struct generation *gen, int index)
     *c = (struct choice){.gen = gen, .index = index, .prompt = index / params->n, .stop_token = -1};
     const struct prompt *prompt = &gen->prompts[c->prompt];
     text_stream_init(&c->text, model->tokenizer, &params->stops, params->skip_special_tokens);
+    c->text.min_tokens = params->sampling.min_tokens;
     if (chat) {
         c->text.shown = model->marker_ids;
         c->text.n_shown = model->n_marker_ids;
@@ -345,6 +346,8 @@ static void stream_scratch(struct generation *gen)
 {
     struct buffer *scratch = &gen->all->scratch;
 
+    if (scratch->len == 0) /* a token that shows nothing: the stream is silent */
+        return;
     gen->last_write_us = clock_us();
     gen->answer.ops->stream_write(gen->answer.to, scratch->data, scratch->len);
 }
@@ -643,6 +646,13 @@ static void note_end(struct generations *all)
     all->last_end_us = now;
 }
 
+/* Whether one of the request's own stops came in the middle of a call, whose arguments then are no
+ * JSON that a client could use. */
+static bool is_call_cut(const struct choice *c)
+{
+    return (c->text.stopped || c->stop_token >= 0) && c->message.call_open;
+}
+
 /* The choice is over: what was held back comes out, and the last one completes the answer. */
 static void choice_finish(struct choice *c, const char *reason, enum request_outcome outcome,
                           bool cancel)
@@ -654,9 +664,11 @@ static void choice_finish(struct choice *c, const char *reason, enum request_out
     buffer_clear(released);
     text_stream_finish(&c->text, released);
     message_push(&c->message, released->data ? released->data : "", released->len, 0);
+    bool cut = is_call_cut(c);
     message_finish(&c->message);
     note_end(gen->all);
-    c->finish_reason = outcome == OUTCOME_STOP && c->message.n_calls ? "tool_calls" : reason;
+    c->finish_reason =
+        outcome == OUTCOME_STOP && c->message.n_calls && !cut ? "tool_calls" : reason;
     choice_count(c, outcome);
     choice_detach(c, cancel);
     if (gen->params.stream)

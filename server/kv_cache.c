@@ -153,7 +153,6 @@ int32_t kv_cache_match(struct kv_cache *kv, struct kv_seq *seq, const int32_t *t
     ASSERT(seq->n_pages == 0);
     if (!kv->prefix_caching)
         return 0;
-    kv->queried_tokens += n_tokens;
     while ((seq->n_pages + 1) * KV_PAGE_TOKENS < n_tokens && seq->n_pages < seq->max_pages) {
         int32_t found = lookup(kv, seq->chain, tokens + seq->n_pages * KV_PAGE_TOKENS);
         if (found == NONE)
@@ -164,8 +163,15 @@ int32_t kv_cache_match(struct kv_cache *kv, struct kv_seq *seq, const int32_t *t
         seq->chain = kv->pages[found].serial;
     }
     seq->n_committed = seq->n_pages;
-    kv->hit_tokens += (int64_t)seq->n_pages * KV_PAGE_TOKENS;
     return seq->n_pages * KV_PAGE_TOKENS;
+}
+
+void kv_cache_count_match(struct kv_cache *kv, int32_t n_tokens, int32_t n_found)
+{
+    if (!kv->prefix_caching)
+        return;
+    kv->queried_tokens += n_tokens;
+    kv->hit_tokens += n_found;
 }
 
 int32_t kv_cache_available(const struct kv_cache *kv)

@@ -41,6 +41,10 @@ void kv_seq_free(struct kv_seq *seq); /* must hold no pages */
 int32_t kv_cache_match(struct kv_cache *kv, struct kv_seq *seq, const int32_t *tokens,
                        int32_t n_tokens);
 
+/* Counts a match that led to something: one that is tried again until there are pages, or after a
+ * preemption, is counted once. */
+void kv_cache_count_match(struct kv_cache *kv, int32_t n_tokens, int32_t n_found);
+
 /* Adds pages so that the sequence has room for `n_tokens`. False, with nothing changed, when there
  * are not enough. */
 bool kv_cache_grow(struct kv_cache *kv, struct kv_seq *seq, int32_t n_tokens);
@@ -55,8 +59,8 @@ void kv_cache_release(struct kv_cache *kv, struct kv_seq *seq, uint64_t salt);
 struct kv_cache_stats {
     int32_t pages;
     int32_t pages_used;     /* by sequences now */
-    int64_t queried_tokens; /* asked of kv_cache_match, ever */
-    int64_t hit_tokens;     /* found by it, ever */
+    int64_t queried_tokens; /* looked up, as kv_cache_count_match was told */
+    int64_t hit_tokens;     /* of these, found */
 };
 
 struct kv_cache_stats kv_cache_stats(const struct kv_cache *kv);

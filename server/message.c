@@ -3,6 +3,8 @@
 #include "base/clock.h"
 #include "base/json.h"
 
+#include <string.h>
+
 enum { PART_MAX = 1 << 28 }; /* bytes */
 
 void message_init(struct message *message, const struct output_format *format,
@@ -44,12 +46,27 @@ static void begin_call(struct message *m, const struct output_piece *piece)
     json_write_string(out, piece->text, (long)piece->len);
     buffer_append_str(out, m->stream ? ",\"arguments\":\"\"}}" : ",\"arguments\":");
     m->n_calls++;
+    m->call_open = true;
+    m->extent = (struct json_extent){.depth = 0};
+}
+
+/* Notes where the arguments' JSON ends. */
+static void follow_arguments(struct message *m, const char *text, size_t len)
+{
+    bool ended;
+
+    for (; len > 0 && !m->extent.begun && strchr(" \t\r\n", *text); text++)
+        len--;
+    json_extent_read(&m->extent, text, len, &ended);
+    m->call_open = !ended;
 }
 
 static void add_arguments(struct message *m, const struct output_piece *piece)
 {
     struct buffer *out = &m->calls;
 
+    if (m->call_open)
+        follow_arguments(m, piece->text, piece->len);
     if (!m->stream) {
         buffer_append(&m->arguments, piece->text, piece->len);
         return;
@@ -63,6 +80,7 @@ static void add_arguments(struct message *m, const struct output_piece *piece)
 static void end_call(struct message *m)
 {
     m->n_ended++;
+    m->call_open = false;
     if (m->stream)
         return;
     json_write_string(&m->calls, m->arguments.data ? m->arguments.data : "",

@@ -4,6 +4,7 @@
 
 #include "base/buffer.h"
 #include "model/output.h"
+#include "model/output_object.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,6 +18,8 @@ struct message {
     struct buffer arguments; /* of the open call of a whole answer */
     int32_t n_calls;         /* begun so far */
     int32_t n_ended;         /* of them */
+    bool call_open;          /* the JSON of the latest call's arguments has not ended */
+    struct json_extent extent;
     int32_t reasoning_tokens;
 };
 

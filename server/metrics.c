@@ -67,8 +67,9 @@ static const char *const outcome_names[N_OUTCOMES] = {"stop", "length", "abort",
 static const char *const state_names[] = {"loading", "ready", "draining", "failed"};
 static const char *const phase_names[N_LOAD_PHASES] = {"backend", "weights",   "memory",
                                                        "cache",   "tokenizer", "total"};
-static const char *const limit_names[N_LIMITS] = {
-    "queue", "connections", "body", "uploads", "read_time", "queue_time", "total_time"};
+static const char *const limit_names[N_LIMITS] = {"queue",      "connections", "body",
+                                                  "uploads",    "read_time",   "queue_time",
+                                                  "total_time", "key",         "sessions"};
 
 struct histogram {
     int64_t counts[MAX_BUCKETS + 1]; /* not cumulative; the last is +Inf */

@@ -28,6 +28,8 @@ enum request_limit {
     LIMIT_READ_TIME,   /* 408 */
     LIMIT_QUEUE_TIME,  /* --queue-timeout-s: 503 */
     LIMIT_TOTAL_TIME,  /* --request-timeout-s */
+    LIMIT_KEY,         /* requests of one key, in a minute or at once: 429 */
+    LIMIT_SESSIONS,    /* 429 */
     N_LIMITS,
 };
 

@@ -303,8 +303,11 @@ static bool admit(struct scheduler *sched, int32_t slot)
     }
     seq->n_computed = cached;
     seq->run = sched->next_run++;
-    if (seq->n_cached_prompt < 0)
+    if (seq->n_cached_prompt < 0) {
         seq->n_cached_prompt = cached;
+        if (!seq->score_prompt)
+            kv_cache_count_match(sched->kv, seq->n_tokens, cached);
+    }
     seq->state = SEQ_RUNNING;
     order_remove(&sched->waiting, slot);
     order_insert(sched, &sched->running, slot);

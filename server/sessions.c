@@ -136,11 +136,17 @@ static int close_session(struct sessions *sessions, struct http_exchange *ex,
     return 0;
 }
 
-bool sessions_concern(const char *body, size_t len)
+bool sessions_concern(const char *text, size_t len)
 {
-    static const char field[] = "\"requestType\"";
+    static const char field[] = "requestType";
+    struct error err;
 
-    return len <= REQUEST_MAX && memmem(body, len, field, sizeof(field) - 1);
+    if (len > REQUEST_MAX || !memmem(text, len, field, sizeof(field) - 1))
+        return false;
+    struct json *body = json_parse(text, len, &err); /* the word may be a prompt's or a tool's */
+    bool concerned = json_get(body, field) != NULL;
+    json_free(body);
+    return concerned;
 }
 
 int sessions_answer(struct sessions *sessions, struct http_exchange *ex, struct api_fault *fault)

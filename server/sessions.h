@@ -14,7 +14,7 @@ struct sessions *sessions_new(int max, int64_t lifetime_s);
 void sessions_free(struct sessions *sessions);
 
 /* Whether a body is {"requestType": …}, a request about a session. */
-bool sessions_concern(const char *body, size_t len);
+bool sessions_concern(const char *text, size_t len);
 
 /* Answers such a request: "NEW_SESSION" or "CLOSE". -1 and a fault when it can't be. */
 int sessions_answer(struct sessions *sessions, struct http_exchange *ex, struct api_fault *fault);

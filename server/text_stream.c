@@ -70,7 +70,7 @@ static bool settle(struct text_stream *stream, struct buffer *out)
 
     if (stream->held.len == 0)
         return false;
-    stream->stopped = find_stop(stream, &start);
+    stream->stopped = stream->n_tokens > stream->min_tokens ? find_stop(stream, &start) : NULL;
     if (!stream->stopped) {
         release(stream, stream->held.len - undecided(stream), out);
         return false;
@@ -88,6 +88,7 @@ bool text_stream_push(struct text_stream *stream, int32_t token, struct buffer *
         return true;
     for (int i = 0; skip && i < stream->n_shown; i++)
         skip = stream->shown[i] != token;
+    stream->n_tokens++;
     detokenizer_push(&stream->detok, stream->tok, token, skip, &stream->held);
     return settle(stream, out);
 }

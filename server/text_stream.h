@@ -24,6 +24,8 @@ struct text_stream {
     bool skip_special;
     const int32_t *shown; /* special tokens that are text all the same: markers of the format */
     int n_shown;
+    int32_t min_tokens;  /* within so many no stop string counts */
+    int32_t n_tokens;    /* pushed */
     const char *stopped; /* the stop string that came: nothing more is released; or NULL */
 };
 

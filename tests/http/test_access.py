@@ -95,6 +95,7 @@ def test_requests_a_minute_are_limited_for_each_key(start, keys: Path) -> None:
     assert reply.status == 429
     assert reply.error()["code"] == "rate_limit_exceeded"
     assert 1 <= int(reply.headers["Retry-After"]) <= 30
+    assert server.metric('mlad_limit_hits_total{limit="key"}') == 1
     assert server.post(COMPLETIONS, ASK, with_key("beta-key")).status == 200
 
 
@@ -111,6 +112,7 @@ def test_requests_at_once_are_limited_for_each_key(start, keys: Path) -> None:
     reply = server.post(COMPLETIONS, ASK, with_key("alpha-key"))
     assert reply.status == 429
     assert reply.error()["code"] == "concurrency_limit_exceeded"
+    assert server.metric('mlad_limit_hits_total{limit="key"}') == 1
     assert server.post(COMPLETIONS, ASK, with_key("beta-key")).status == 200
     sock.close()
     wait_until(
@@ -123,6 +125,9 @@ def test_pages_of_the_allowed_origin_may_call(start) -> None:
     preflight = server.request("OPTIONS", COMPLETIONS, None, {"Origin": "https://app.example"})
     assert preflight.status == 204
     assert preflight.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Headers": "x-stainless-os"}
+    preflight = server.request("OPTIONS", COMPLETIONS, None, asked)
+    assert preflight.headers["Access-Control-Allow-Headers"] == "x-stainless-os"
     reply = server.post(COMPLETIONS, ASK, {"Origin": "https://app.example"})
     assert reply.headers["Access-Control-Allow-Origin"] == "https://app.example"
     other = server.post(COMPLETIONS, ASK, {"Origin": "https://evil.example"})

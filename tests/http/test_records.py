@@ -2,7 +2,7 @@
 
 import json
 
-from daemon import Server, wait_until
+from daemon import COMPLETIONS, Server, wait_until
 
 LINES = {"Content-Type": "application/jsonlines"}
 
@@ -53,6 +53,16 @@ def test_no_records_and_too_many_are_refused(start) -> None:
     assert server.post("/invocations", b"\n\n", LINES).status == 400
     assert server.post("/invocations", lines(*[completion("a")] * 6), LINES).status == 400
     assert server.post("/invocations", lines(*[completion("a")] * 5), LINES).status == 200
+
+
+def test_records_that_find_no_room_now_are_refused_and_counted(start) -> None:
+    server = start("--max-num-seqs", "1", "--max-queue", "1")
+    stream = server.stream(COMPLETIONS, **completion("One", max_tokens=8000))
+    next(stream.events())
+    reply = server.post("/invocations", lines(*[completion("a")] * 2), LINES)
+    assert (reply.status, reply.error()["code"]) == (429, "queue_full")
+    assert server.metric('mlad_limit_hits_total{limit="queue"}') == 1
+    stream.close()
 
 
 def test_records_of_a_client_that_left_are_cancelled(server: Server) -> None:

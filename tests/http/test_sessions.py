@@ -55,6 +55,16 @@ def test_malformed_requests_about_sessions_are_refused(server: Server) -> None:
     assert (reply.status, reply.error()["param"]) == (400, ID)
 
 
+def test_the_word_in_a_prompt_or_a_tool_is_no_request_about_a_session(server: Server) -> None:
+    properties = {"requestType": {"type": "string"}}
+    parameters = {"type": "object", "properties": properties}
+    tool = {"type": "function", "function": {"name": "book", "parameters": parameters}}
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool], "max_tokens": 2}
+    for body in (ASK | {"prompt": "requestType"}, chat):
+        reply = server.post("/invocations", body)
+        assert reply.status == 200 and reply.json()["choices"]
+
+
 def test_a_session_ends_by_itself(start) -> None:
     server = start(env={"SAGEMAKER_SESSIONS_EXPIRATION": "1"})
     session = open_session(server)
@@ -68,6 +78,7 @@ def test_sessions_are_bounded_and_their_places_used_again(start) -> None:
     reply = server.post("/invocations", NEW)
     assert (reply.status, reply.error()["code"]) == (429, "too_many_sessions")
     assert int(reply.headers["Retry-After"]) <= 30
+    assert server.metric('mlad_limit_hits_total{limit="sessions"}') == 1
     assert server.post("/invocations", CLOSE, {ID: first}).status == 200
     open_session(server)
 

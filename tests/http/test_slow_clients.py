@@ -115,3 +115,11 @@ def test_a_silent_stream_sends_comments(start) -> None:
     events = [block for block in blocks if not block.startswith(":")]
     assert events[-1] == "data: [DONE]" and len(events) > 2
     assert queued.complete
+
+
+def test_a_stream_whose_tokens_show_nothing_gets_comments(start) -> None:
+    server = start("--keep-alive-interval-s", "1")
+    hidden = {"allowed_token_ids": [1], "ignore_eos": True, "max_tokens": 8000}
+    stream = server.stream(COMPLETIONS, prompt="One", **hidden)
+    assert next(stream.blocks()) == ": keep-alive"
+    stream.close()

@@ -38,3 +38,14 @@ def test_the_models_own_end_and_the_limit_are_no_reason(server: Server, stream: 
     messages = [{"role": "user", "content": "What is 1+1?"}]
     choice = choice_of(server, stream, messages=messages, temperature=0, max_tokens=500)
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_stop_string_ends_an_answer_before_min_tokens(server: Server, stream: bool) -> None:
+    ids = server.complete(**GREEDY, return_token_ids=True)["choices"][0]["token_ids"]
+    reply = server.post("/detokenize", {"tokens": ids[:3]}).json()["prompt"]
+    early = choice_of(server, stream, **GREEDY, stop=[reply[-1]], return_token_ids=True)
+    late = server.complete(**GREEDY, stop=[reply[-1]], min_tokens=10)
+    assert early["stop_reason"] == reply[-1]
+    assert late["usage"]["completion_tokens"] > 10
+    assert late["choices"][0]["text"].startswith(reply)

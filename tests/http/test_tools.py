@@ -130,6 +130,14 @@ def test_streamed_reasoning_equals_the_whole(client: openai.OpenAI) -> None:
     assert (reasoning, content) == (message.reasoning_content, message.content)
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_call_that_a_stop_string_cuts_is_not_announced_as_one(client, choice: str) -> None:
+    whole = ask(client, WEATHER, tools=TOOLS, tool_choice=choice, stop="aris").choices[0]
+    assert (whole.finish_reason, whole.stop_reason) == ("stop", "aris")
+    *_, last = ask(client, WEATHER, tools=TOOLS, tool_choice=choice, stop="aris", stream=True)
+    assert last.choices[0].finish_reason == "stop"
+
+
 def test_reasoning_that_the_limit_cuts_is_reasoning(client: openai.OpenAI) -> None:
     choice = client.chat.completions.create(
         model="demo", messages=SUM, temperature=0, max_tokens=8

@@ -98,6 +98,10 @@ START_TEST(test_json_mistakes_are_refused)
         ck_assert_ptr_null(json_parse(halves[i], strlen(halves[i]), &err));
         ck_assert_msg(strstr(err.message, "one half of a surrogate pair"), "%s", err.message);
     }
+    char deep[2000];
+    memset(deep, '[', sizeof(deep));
+    ck_assert_ptr_null(json_parse(deep, sizeof(deep), &err));
+    ck_assert_msg(strstr(err.message, "nested more than"), "%s", err.message);
     struct json *escaped = parse("\"\\\\u0000\""); /* a backslash and text: no NUL */
     ck_assert_ptr_nonnull(escaped);
     json_free(escaped);

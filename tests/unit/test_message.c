@@ -54,8 +54,34 @@ START_TEST(test_ids_of_calls)
 }
 END_TEST
 
+/* Whether the arguments of the text's call are still open, with the text in pieces of one byte. */
+static bool leaves_call_open(const char *format, const char *text, bool stream)
+{
+    struct output_options options = {.parse_calls = true};
+    struct message message;
+
+    message_init(&message, output_format_by_name(format), options, stream);
+    for (; *text; text++)
+        message_push(&message, text, 1, 1);
+    ck_assert_int_eq(message.n_calls, 1);
+    bool open = message.call_open;
+    message_finish(&message);
+    ck_assert(!message.call_open);
+    message_free(&message);
+    return open;
+}
+
+START_TEST(test_a_call_is_open_until_its_arguments_end)
+{
+    ck_assert(leaves_call_open("mistral", "[TOOL_CALLS]f[ARGS]", _i));
+    ck_assert(leaves_call_open("mistral", "[TOOL_CALLS]f[ARGS] {\"a\": {\"b\": \"}\"", _i));
+    ck_assert(!leaves_call_open("mistral", "[TOOL_CALLS]f[ARGS] {\"a\": {\"b\": \"}\"}}", _i));
+}
+END_TEST
+
 static void add_tests(TCase *t)
 {
+    tcase_add_loop_test(t, test_a_call_is_open_until_its_arguments_end, false, true + 1);
     tcase_add_loop_test(t, test_ids_of_calls, false, true + 1);
 }
 

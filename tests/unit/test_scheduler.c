@@ -214,6 +214,32 @@ START_TEST(test_a_cached_prompt_starts_behind_its_shared_pages)
 }
 END_TEST
 
+START_TEST(test_a_prompt_that_waits_for_pages_is_looked_up_once_in_the_counts)
+{
+    struct scheduler_config config = small();
+    config.prefix_caching = true;
+    config.max_rows = 8 * P;
+    config.kv_pages = 8;
+    struct scheduler *s = scheduler_new(&config);
+    struct batch *batch = batch_new(scheduler_limits(s));
+
+    add(s, 0, 5 * P, 30, 0);
+    add(s, 1, 4 * P, 30, 0);
+    for (int step = 0; step < 20; step++) { /* the second waits */
+        scheduler_plan(s, batch);
+        ck_assert_ptr_null(part_of(batch, 1));
+        compute(s, batch, 1);
+    }
+    ck_assert_int_eq(scheduler_stats(s).kv.queried_tokens, 5 * P);
+    scheduler_remove(s, 0);
+    scheduler_plan(s, batch);
+    ck_assert_int_eq(scheduler_stats(s).kv.queried_tokens, 9 * P);
+    ck_assert_int_eq(scheduler_stats(s).kv.hit_tokens, 0);
+    free(batch);
+    scheduler_free(s);
+}
+END_TEST
+
 START_TEST(test_a_scored_prompt_gives_a_logit_row_for_every_token)
 {
     struct scheduler_config config = small();
@@ -306,6 +332,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_priority_goes_before_arrival);
     tcase_add_test(tcase, test_the_latest_is_preempted_and_computed_again);
     tcase_add_test(tcase, test_a_cached_prompt_starts_behind_its_shared_pages);
+    tcase_add_test(tcase, test_a_prompt_that_waits_for_pages_is_looked_up_once_in_the_counts);
     tcase_add_test(tcase, test_a_scored_prompt_gives_a_logit_row_for_every_token);
     tcase_add_loop_test(tcase, test_random_load_finishes_every_sequence, 0, 2);
 }

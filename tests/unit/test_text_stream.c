@@ -90,6 +90,32 @@ START_TEST(test_a_stop_string_of_many_bytes_per_character)
 }
 END_TEST
 
+/* Tokens that come before `min_tokens` end nothing; the text is then as long as it must be. */
+START_TEST(test_a_stop_string_counts_from_min_tokens_on)
+{
+    struct stop_strings stops = {.text = {"a"}, .n = 1};
+    struct text_stream ts;
+    struct token_list a;
+    struct buffer out;
+    struct error err;
+    int32_t n = 0;
+
+    token_list_init(&a, 4);
+    ck_assert_int_eq(tokenizer_encode(tok, "a", 1, ENCODE_TEXT_ONLY, &a, &err), 0);
+    buffer_init(&out, 1 << 16);
+    text_stream_init(&ts, tok, &stops, true);
+    ts.min_tokens = 3;
+    do
+        n++;
+    while (!text_stream_push(&ts, a.ids[0], &out));
+    ck_assert_int_eq(n, 4);
+    ck_assert_str_eq(out.data, "aaa");
+    text_stream_free(&ts);
+    token_list_free(&a);
+    buffer_free(&out);
+}
+END_TEST
+
 static void add_tests(TCase *tcase)
 {
     tcase_add_checked_fixture(tcase, load, unload);
@@ -98,6 +124,7 @@ static void add_tests(TCase *tcase)
     tcase_add_test(tcase, test_a_stop_string_across_tokens_is_found);
     tcase_add_test(tcase, test_a_beginning_of_a_stop_string_is_given_back);
     tcase_add_test(tcase, test_a_stop_string_of_many_bytes_per_character);
+    tcase_add_test(tcase, test_a_stop_string_counts_from_min_tokens_on);
 }
 
 UNIT_MAIN("text_stream", add_tests)
