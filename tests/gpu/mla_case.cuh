@@ -126,13 +126,13 @@ static __global__ void reference(mla_decode_args a, float *out, float *lse, floa
     /* A warp a token. */
     for (int t = threadIdx.x / 32; t < n; t += blockDim.x / 32) {
         const char *row = row_of(t);
-        float dot = 0;
+        double dot = 0;
         for (int i = threadIdx.x % 32; i < width; i += 32)
-            dot += q[i] * kv_value(row, fp8, latent, i);
+            dot += (double)q[i] * kv_value(row, fp8, latent, i);
         for (int step = 16; step > 0; step /= 2)
             dot += __shfl_xor_sync(~0u, dot, step);
         if (threadIdx.x % 32 == 0)
-            s[t] = dot * a.softmax_scale;
+            s[t] = (float)(dot * a.softmax_scale);
     }
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -148,7 +148,7 @@ static __global__ void reference(mla_decode_args a, float *out, float *lse, floa
             total += __shfl_xor_sync(~0u, total, step);
         if (threadIdx.x == 0) {
             sum = (float)total;
-            lse[at] = n > 0 ? most + logf(sum) : INFINITY;
+            lse[at] = n > 0 ? (float)(most + log(total)) : INFINITY;
         }
     }
     __syncthreads();

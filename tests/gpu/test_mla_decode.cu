@@ -37,7 +37,9 @@ template <int C> static int decode_lean(const struct mla_decode_args *args, cuda
 }
 
 /* Element by element within 8e-4 absolute or 2.01/128 relative, cosine distance below 5e-6; lse
- * within 1e-6 absolute or 8.01/65536 relative. */
+ * within 1e-6 absolute or 8.01/65536 relative: the peer's bounds. Of some seeds a row or two in
+ * millions miss the one of lse by a third, where it is so near 0 that the scores' own rounding in
+ * the tensor cores is more. */
 static bool compare(const std::vector<float> &want, const std::vector<__nv_bfloat16> &got,
                     const std::vector<float> &want_lse, const std::vector<float> &got_lse,
                     char *why)
@@ -559,6 +561,7 @@ int main(int argc, char **argv)
             check("decode", decode, {3, 2, 200, h, true, true, (bool)fp8, false, 0, 0}, seed++);
         }
     }
+    check("wide", mla_wide_launch, {60, 1, 130, 64, false, true, false, false, 0, 0}, seed++);
     if (quick)
         goto out;
     check("baseline", mla_baseline_launch, {3, 2, 200, 5, true, true, false, false, 32, 16},
