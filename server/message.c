@@ -2,8 +2,7 @@
 
 #include "base/clock.h"
 #include "base/json.h"
-
-#include <string.h>
+#include "model/output_scan.h"
 
 enum { PART_MAX = 1 << 28 }; /* bytes */
 
@@ -53,11 +52,10 @@ static void begin_call(struct message *m, const struct output_piece *piece)
 /* Notes where the arguments' JSON ends. */
 static void follow_arguments(struct message *m, const char *text, size_t len)
 {
+    size_t space = m->extent.begun ? 0 : space_prefix(text, len);
     bool ended;
 
-    for (; len > 0 && !m->extent.begun && strchr(" \t\r\n", *text); text++)
-        len--;
-    json_extent_read(&m->extent, text, len, &ended);
+    json_extent_read(&m->extent, text + space, len - space, &ended);
     m->call_open = !ended;
 }
 

@@ -508,9 +508,9 @@ static __device__ __forceinline__ int row_limit(const params &p, const work &w, 
     return min(w.kv_len - w.q_len + (int)(row * p.heads_inverse >> 32) + 1, w.kv_len);
 }
 
-/* The rope part of the queries from its place to registers, as left operands, and the first boxes,
- * which come with those of the first page. */
-static __device__ __forceinline__ void read_rope(shared &sm, scorer &t)
+/* What a thread keeps of the queries to its registers, as left operands: the rope part, from its
+ * place, and the first boxes, which come with those of the first page. */
+static __device__ __forceinline__ void read_queries(shared &sm, scorer &t)
 {
     int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
     int slot = t.n_pages % 2;
@@ -536,8 +536,8 @@ static __device__ __forceinline__ void score_page(const params &p, shared &sm, s
     uint32_t phase = t.n_pages / 2 % 2;
 
     scores<CLUSTER, 1, GROUPS>(s, t, sm, SLOT, phase, true);
-    if (CLUSTER > 1) /* queued, and nearly done */
-        arrive_warp(&sm.s_done[SLOT]);
+    if (CLUSTER > 1) /* nearly done: a warp stands still until its last products begin */
+        arrive_warp(&sm.s_queued[SLOT]);
     mbar_wait(smem_u32(&sm.p_empty[SLOT]), phase ^ 1);
     wgmma_wait<0>();
     wgmma_hold(s);
@@ -624,7 +624,7 @@ template <int CLUSTER> static __device__ __forceinline__ void score(const params
         }
         t.mask_from = max(row_limit(p, w, w.tile), 0) / PAGE;
         mbar_wait(smem_u32(&sm.q_full), n_units % 2);
-        read_rope(sm, t);
+        read_queries(sm, t);
         score_pages<CLUSTER>(p, sm, t, w.first, w.last);
         hand_sums(sm, t, n_units++);
     }
@@ -711,7 +711,7 @@ static __device__ __forceinline__ void add_page(shared &sm, math &t, int half, i
     release_boxes<CLUSTER>(sm, SLOT, group_of(half, 0));
     if (CLUSTER > 1) {
         if (more)
-            mbar_wait(smem_u32(&sm.s_done[SLOT ^ 1]), t.n_pages / 2 % 2);
+            mbar_wait(smem_u32(&sm.s_queued[SLOT ^ 1]), t.n_pages / 2 % 2);
         values(t, sm, SLOT, half, 1);
     }
     wgmma_wait<0>();

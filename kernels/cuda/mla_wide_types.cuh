@@ -176,7 +176,7 @@ struct memo {
 enum { MEMO_PIECES = offsetof(memo, seqs) / 16 };
 
 /* Shared memory, 229,376 + 2,456 of 232,448 bytes (it begins on a multiple of 1,024):
- *   q       65,536   eight boxes; the ninth (rope) is in registers
+ *   q       65,536   eight boxes; the ninth (rope) is in registers, as is a copy of the first
  *   kv     147,456   two pages of nine boxes
  *   p       16,384   probabilities of the pages in the two slots
  *   then rows' maxima, sums and sizes, barriers, the units under way and those to be merged. */
@@ -193,7 +193,7 @@ struct shared {
     uint64_t work_full[WORKS];
     uint64_t kv_full[2][GROUPS]; /* by box group */
     uint64_t q_empty;
-    uint64_t s_done[2]; /* the scores of the page in a slot are there */
+    uint64_t s_queued[2]; /* the last products of the scores of the page in a slot */
     uint64_t kv_empty[2][GROUPS];
     uint64_t p_full[2], l_full[2];
     uint64_t p_empty[2], l_empty[2];
